@@ -1,0 +1,154 @@
+"""Operators of the integer stage. Producers yield int32 accumulators; `Requantize` is the only way back to int8.
+
+Quantized operands are int8 with a per-tensor `Quantization` in their type (z is its zero point); accumulators are int32
+whose type may carry the real scale for reports. Data movement (`Transpose`, `Concat`, `MaxPool` ...) is shared with the
+float stage. None of these may overflow: `passes/prove_ranges.py` shows it from the actual constants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .ops import Conv, Op, Pads, Reduce, _Pool
+from .types import DType, TensorType
+
+
+def _acc(shape: tuple[int, ...]) -> TensorType:
+    return TensorType(shape, DType.i32)
+
+
+@dataclass(frozen=True)
+class IntConv(Conv):
+    """acc = bias_o + sum x * w, over x [N,H,W,C] i8 padded with its zero point, w [O,kh,kw,C/groups] i8, bias [O] i32.
+
+    The bias holds the zero-point correction -z_x * sum(w). Dense layers are 1x1 convolutions of [1,1,rows,K].
+    """
+
+    def infer(self, x: TensorType, w: TensorType, b: TensorType | None = None) -> TensorType:
+        return _acc(super().infer(x, w, b).shape)
+
+
+@dataclass(frozen=True)
+class IntSum(Op):
+    """acc = sum_i multipliers[i] * (x_i - z_i), operands i8, broadcast. Additions, subtractions and rescaling."""
+
+    multipliers: tuple[int, ...]
+
+    def infer(self, *xs: TensorType) -> TensorType:
+        return _acc(np.broadcast_shapes(*(x.shape for x in xs)))
+
+
+@dataclass(frozen=True)
+class IntMul(Op):
+    """acc = (a - z_a) * (b - z_b), operands i8, broadcast."""
+
+    def infer(self, a: TensorType, b: TensorType) -> TensorType:
+        return _acc(np.broadcast_shapes(a.shape, b.shape))
+
+
+@dataclass(frozen=True)
+class IntMatMul(Op):
+    """acc = sum_k (a - z_a)[.., m, k] * (b - z_b)[.., k, n]: product of two activations, batch dimensions broadcast."""
+
+    def infer(self, a: TensorType, b: TensorType) -> TensorType:
+        if a.rank < 2 or b.rank < 2 or a.shape[-1] != b.shape[-2]:
+            raise ValueError(f"cannot multiply {a} by {b}")
+        return _acc((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]))
+
+
+@dataclass(frozen=True)
+class IntSumPool(_Pool):
+    """acc = sum over the window of (x - z), padding adding zero; the divisor is part of the Requantize."""
+
+    def infer(self, x: TensorType) -> TensorType:
+        return _acc(super().infer(x).shape)
+
+
+@dataclass(frozen=True)
+class IntReduceSum(Reduce):
+    """acc = sum over `axes` of (x - z) (`kind` is sum)."""
+
+    def infer(self, x: TensorType) -> TensorType:
+        return _acc(super().infer(x).shape)
+
+
+@dataclass(frozen=True)
+class IntResize(Op):
+    """Two-tap interpolation of H and W of x [N,H,W,C] with weights of 1/128:
+
+    acc[oh,ow] = sum_ij wy_i[oh] wx_j[ow] (x[y_i[oh], x_j[ow]] - z), wy_1 = t, wy_0 = 128 - t, likewise wx. The scale is
+    that of x divided by 2^14. `rows` and `columns` are (i0, i1, t) with integer t in [0, 128].
+    """
+
+    rows: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    columns: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+    def infer(self, x: TensorType) -> TensorType:
+        return _acc((x.shape[0], len(self.rows[0]), len(self.columns[0]), x.shape[3]))
+
+
+@dataclass(frozen=True)
+class Requantize(Op):
+    """Operands acc (i32), shift (i32 const), multiplier (i32 const, [2^14, 2^15)), both broadcastable to acc: to i8.
+
+    Exactly `numerics.requantize` with the zero point of `type`, then clamped to [lo, hi] (a fused Relu or Clip).
+    Constants have either one element, or the accumulator's last axis ([C]), or [OH, OW, 1] (pooling with padding).
+    """
+
+    type: TensorType
+    lo: int = -128
+    hi: int = 127
+
+    def infer(self, acc: TensorType, shift: TensorType, multiplier: TensorType) -> TensorType:
+        return TensorType(acc.shape, self.type.dtype, self.type.quant)
+
+
+@dataclass(frozen=True)
+class Lookup(Op):
+    """Operands x (i8), table (i8 const [256], or [C, 256] for one table per channel of the last axis): table[x + 128]."""
+
+    type: TensorType
+
+    def infer(self, x: TensorType, table: TensorType) -> TensorType:
+        return TensorType(x.shape, self.type.dtype, self.type.quant)
+
+
+@dataclass(frozen=True)
+class Clamp(Op):
+    """min(max(x, lo), hi) on i8, type kept."""
+
+    lo: int
+    hi: int
+
+    def infer(self, x: TensorType) -> TensorType:
+        return x
+
+
+@dataclass(frozen=True)
+class IntMax(Op):
+    """The greater of two i8 operands of equal quantization, broadcast."""
+
+    def infer(self, a: TensorType, b: TensorType) -> TensorType:
+        return a.with_shape(*np.broadcast_shapes(a.shape, b.shape))
+
+
+@dataclass(frozen=True)
+class IntMin(Op):
+    """The lesser of two i8 operands of equal quantization, broadcast."""
+
+    def infer(self, a: TensorType, b: TensorType) -> TensorType:
+        return a.with_shape(*np.broadcast_shapes(a.shape, b.shape))
+
+
+@dataclass(frozen=True)
+class IntSoftmax(Op):
+    """Operands x (i8), table (i32 const [256]): exactly `numerics.softmax` (or log_softmax) along `axis`, to i8 `type`."""
+
+    axis: int
+    type: TensorType
+    log: bool = False
+
+    def infer(self, x: TensorType, table: TensorType) -> TensorType:
+        return TensorType(x.shape, self.type.dtype, self.type.quant)
