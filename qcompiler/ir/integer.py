@@ -144,7 +144,8 @@ class IntMin(Op):
 
 @dataclass(frozen=True)
 class IntSoftmax(Op):
-    """Operands x (i8), table (i32 const [256]): exactly `numerics.softmax` (or log_softmax) along `axis`, to i8 `type`."""
+    """Operands x (i8), table (i32 const): exactly `numerics.softmax.softmax` along `axis`, to i8 `type`, with the table of
+    `exp_table` [256]; where `log`, exactly `log_softmax` with the constants of `log_tables` [514]."""
 
     axis: int
     type: TensorType
