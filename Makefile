@@ -1,0 +1,27 @@
+# make demo | make test | make check: each sets up .venv first where pyproject.toml changed since the last time
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: demo test lint check clean
+
+demo: $(READY)
+	$(BIN)/python models/demo.py
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: lint test
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
