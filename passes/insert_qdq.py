@@ -1,0 +1,147 @@
+"""From a float graph to the Q/DQ graph: every stored activation x becomes Dequantize(Quantize(x)), every weight Dequantize(Const).
+
+All numbers that decide the program are chosen here: scales and zero points of activations (given), of weights and biases
+(`quantize_weights`). Where a graph already holds Quantize/Dequantize, they are kept exactly and only the rest is filled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.ir.graph import Declined, Graph, Value, apply
+from qcompiler.ir.ops import Concat, Const, Conv, Dequantize, Input, MatMul, Quantize, Softmax, constant
+from qcompiler.ir.pointwise import Binary, Clip, PRelu
+from qcompiler.ir.types import DType, Quantization, TensorType, quantized
+
+from .quantize_weights import quantize_weights
+from .storage_points import is_movement, is_stored, sharing_groups
+
+SOFTMAX = Quantization.per_tensor(1 / 256, -128)
+"""The quantization of probabilities, fixed: scale 1/256 reaches [0, 255/256]."""
+
+
+def fixed_quantization(v: Value) -> Quantization | None:
+    """The quantization that a value has by its nature, whatever the data: that of probabilities."""
+    return SOFTMAX if isinstance(v.op, Softmax) and not v.op.log else None
+
+
+def share(graph: Graph, chosen: Mapping[Value, Quantization]) -> dict[Value, Quantization]:
+    """One quantization per sharing group: it covers the ranges chosen for all members.
+
+    `chosen` may lack members that only move elements. ValueError where a group has no choice at all.
+    """
+    result: dict[Value, Quantization] = {}
+    for group in sharing_groups(graph):
+        known = [q for v in group if (q := fixed_quantization(v) or _given(v) or chosen.get(v)) is not None]
+        if not known:
+            raise ValueError(f"no range is known for '{group[0].name}'")
+        common = known[0] if len(set(known)) == 1 else _union(known)
+        result |= dict.fromkeys(group, common)
+    return result
+
+
+def _given(v: Value) -> Quantization | None:
+    """What the model itself says of an operand that is moved: the quantization of a Dequantize before `v`."""
+    operands = [i.inputs[0].type.quant for i in v.inputs if isinstance(i.op, Dequantize)]
+    return operands[0] if operands and is_movement(v) else None
+
+
+def _union(known: list[Quantization]) -> Quantization:
+    lo = min(q.scale[0] * (q.qmin - q.zero_point[0]) for q in known)
+    hi = max(q.scale[0] * (q.qmax - q.zero_point[0]) for q in known)
+    scale = (hi - lo) / 255
+    return Quantization.per_tensor(scale, int(np.clip(round(-128 - lo / scale), -128, 127)))
+
+
+@dataclass
+class _Inserter:
+    graph: Graph
+    quant: Mapping[Value, Quantization]
+    means: Mapping[Value, NDArray[np.floating]]
+    declined: Declined
+
+    def run(self) -> Graph:
+        new: dict[Value, Value] = {}
+        for v in self.graph.order:
+            new[v] = self._stored(v, self._rebuilt(v, new))
+        g = self.graph
+        inputs = tuple(_source(new[v]) for v in g.inputs)
+        return Graph(inputs, tuple(new[v] for v in g.outputs), g.output_names)
+
+    def _stored(self, old: Value, v: Value) -> Value:
+        if not is_stored(self.graph, old):
+            return v
+        q = apply(Quantize(quantized(v.shape, self.quant[old])), v, name=v.name)
+        return apply(Dequantize(), q, name=v.name)
+
+    def _rebuilt(self, v: Value, new: Mapping[Value, Value]) -> Value:
+        inputs = [new[i] for i in v.inputs]
+        if isinstance(v.op, Conv):
+            inputs = self._conv_operands(v, inputs)
+        elif _reads_constants(v):
+            inputs = [quantized_constant(i) if _is_float_const(i) else i for i in inputs]
+        return v if all(a is b for a, b in zip(inputs, v.inputs)) else replace(v, inputs=tuple(inputs))
+
+    def _conv_operands(self, v: Value, inputs: list[Value]) -> list[Value]:
+        x, w = inputs[0], inputs[1]
+        bias = inputs[2] if len(inputs) > 2 else None
+        xq = x.inputs[0].type.quant if isinstance(x.op, Dequantize) else None
+        if xq is None or not isinstance(w.op, Const):
+            return inputs
+        made = quantize_weights(w.op.data, None if bias is None or not isinstance(bias.op, Const) else bias.op.data, xq, self._result(v), self.means.get(v.inputs[0]))
+        for channel in made.raised:
+            self.declined(v, f"the weight scale of output channel {channel} was raised so that bias and accumulator fit")
+        zeros = (0,) * len(made.scale)
+        wq = TensorType(w.shape, DType.i8, Quantization(tuple(made.scale.tolist()), zeros, axis=0))
+        bq = TensorType(made.bias.shape, DType.i32, Quantization(tuple((made.scale * xq.scale[0]).tolist()), zeros, axis=0, bits=32))
+        name = bias.name if bias is not None else f"{v.name}.bias"
+        return [x, _dequantized(made.weights, wq, w.name), _dequantized(made.bias, bq, name)]
+
+    def _result(self, v: Value) -> Quantization | None:
+        user = self.graph.only_use(v)
+        stored = user if user is not None and isinstance(user.op, Clip) else v
+        if user is not None and isinstance(user.op, Quantize):
+            return user.op.type.quant
+        return self.quant.get(stored)
+
+
+def _source(v: Value) -> Value:
+    while not isinstance(v.op, Input):
+        v = v.inputs[0]
+    return v
+
+
+def _dequantized(data: NDArray[np.integer], type: TensorType, name: str) -> Value:
+    return apply(Dequantize(), constant(data, name, type), name=name)
+
+
+def _is_float_const(v: Value) -> bool:
+    return isinstance(v.op, Const) and v.type.dtype.is_float
+
+
+def _reads_constants(v: Value) -> bool:
+    """Whether constant operands of `v` take part in integer arithmetic, element by element (slopes become tables)."""
+    return isinstance(v.op, (Binary, MatMul, Concat)) and not isinstance(v.op, PRelu)
+
+
+def quantized_constant(v: Value) -> Value:
+    """A float constant as Dequantize(int8 constant), symmetric; a scalar is exact."""
+    assert isinstance(v.op, Const)
+    data = v.op.data.astype(np.float64)
+    reach = float(np.abs(data).max()) if data.size else 0.0
+    quant = Quantization.per_tensor(reach / 127 if reach > 0 else 1.0)
+    return _dequantized(quant.quantize(data).astype(np.int8), quantized(v.shape, quant), v.name)
+
+
+def insert_qdq(
+    graph: Graph,
+    quantization: Mapping[Value, Quantization],
+    means: Mapping[Value, NDArray[np.floating]] | None = None,
+    declined: Declined | None = None,
+) -> Graph:
+    """The Q/DQ graph. `quantization` holds every stored value (see `share`); `means`, E[x] per channel of the last axis, corrects biases."""
+    return _Inserter(graph, quantization, means or {}, declined or Declined()).run()

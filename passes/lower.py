@@ -1,0 +1,294 @@
+"""From the Q/DQ graph to integers: each ``Quantize(op(Dequantize(a), ...))`` becomes integer operators on a.
+
+With real values S (q - z), an operator's result in accumulator units is exact in integers, and its scale S_acc a product of
+scales; one Requantize with M = S_acc / S_y brings it to the result's quantization (Jacob et al. 2018, section 2.2):
+
+    Conv          acc = sum x w + (b - z_x sum w)          S_acc = S_x S_w[o]
+    Add, Sub      acc = sum m_i (x_i - z_i)                m_i = round(+-S_i / S_y 2^k), S_acc = S_y 2^-k
+    Mul, MatMul   acc = (sum) (a - z_a)(b - z_b)           S_acc = S_a S_b
+    averages      acc = sum (x - z)                        S_acc = S_x / divisor
+    interpolation acc = sum of 1/128-weighted taps         S_acc = S_x 2^-14
+    unary         table[x]                                 256 entries from the float function
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import floor, log2
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.errors import ProofError, UnsupportedModel
+from qcompiler.ir import integer, interpret
+from qcompiler.ir.graph import Graph, Value, apply
+from qcompiler.ir.ops import (
+    ArgMax,
+    AveragePool,
+    Concat,
+    Const,
+    Conv,
+    Dequantize,
+    Input,
+    MatMul,
+    Quantize,
+    Reduce,
+    Reduction,
+    Resize,
+    Softmax,
+    constant,
+)
+from qcompiler.ir.pointwise import Add, Clip, Max, Min, Mul, PRelu, Sub, Unary
+from qcompiler.ir.types import Quantization, TensorType, float_type
+from qcompiler.numerics.requantize import multiplier
+from qcompiler.numerics.softmax import MAX_ELEMENTS, exp_table, log_tables
+
+from .storage_points import is_movement
+
+SUM_BITS = 14
+"""Multipliers of sums have at most this many bits, so that nine-bit differences times them fit in 24."""
+TAP_BITS = 7
+
+
+def lower_to_integers(graph: Graph) -> Graph:
+    """The integer graph of a Q/DQ graph. UnsupportedModel names every value with no integer form."""
+    lowering = _Lowering(graph)
+    new: dict[Value, Value] = {}
+    for v in graph.order:
+        new[v] = lowering.value(v, new)
+    if lowering.problems:
+        raise UnsupportedModel(lowering.problems)
+    return Graph(tuple(new[v] for v in graph.inputs), tuple(new[v] for v in graph.outputs), graph.output_names)
+
+
+class _Lowering:
+    """Lowers value by value; float values between Dequantize and Quantize are left as they are and vanish unread."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.problems: list[str] = []
+
+    def value(self, v: Value, new: dict[Value, Value]) -> Value:
+        match v:
+            case Value(op=Quantize(), inputs=(x,)):
+                return self._quantized(v, x, new)
+            case Value(op=ArgMax(), inputs=(Value(op=Dequantize(), inputs=(q,)),)):
+                return replace(v, inputs=(new[q],))
+            case Value(op=Dequantize(), inputs=(q,)):
+                return v if new[q] is q else replace(v, inputs=(new[q],))
+        return v
+
+    def _quantized(self, v: Value, x: Value, new: dict[Value, Value]) -> Value:
+        if isinstance(x.op, Input):
+            return v
+        if isinstance(x.op, Const):
+            return constant(v.type.quant.quantize(x.op.data).astype(np.int8), v.name, v.type)  # type: ignore[union-attr]
+        try:
+            return lower_expression(x, v.type, lambda dq: new[dq.inputs[0]], v.name)
+        except _NoIntegerForm as problem:
+            self.problems.append(str(problem))
+            return v
+        except OverflowError as error:
+            raise ProofError(f"'{v.name}': {error}; its calibrated range is far below what its operands can produce") from error
+
+
+class _NoIntegerForm(Exception):
+    """An operator that cannot be lowered, with the reason."""
+
+
+Source = Callable[[Value], Value]
+"""The integer value behind a Dequantize."""
+
+
+def lower_expression(x: Value, y: TensorType, source: Source, name: str) -> Value:
+    """Integer operators for the float expression `x`, whose leaves are Dequantize values, to the quantized type `y`."""
+    match x:
+        case Value(op=Dequantize()):
+            return rescaled(source(x), y, name)
+        case Value(op=Clip(lo, hi), inputs=(inner,)) if not isinstance(inner.op, Dequantize):
+            return _clipped(lower_expression(inner, y, source, name), lo, hi, y)
+        case Value(op=Clip(lo, hi), inputs=(inner,)) if inner.inputs[0].type.quant == y.quant:
+            return apply(integer.Clamp(*clip_bounds(lo, hi, quant_of(y))), source(inner), name=name)
+    operands = [i if isinstance(i.op, Const) else source(i) if isinstance(i.op, Dequantize) else None for i in x.inputs]
+    if any(o is None for o in operands):
+        raise _NoIntegerForm(f"{type(x.op).__name__} '{x.name}' reads a value that is not quantized: {[i.name for i in x.inputs]}")
+    return _lower_operator(x, [o for o in operands if o is not None], y, name)
+
+
+def _lower_operator(x: Value, operands: Sequence[Value], y: TensorType, name: str) -> Value:
+    first = operands[0]
+    match x.op:
+        case Conv():
+            return _conv(x.op, operands, y, name)
+        case Add():
+            return weighted_sum(operands, [1, 1], y, name)
+        case Sub():
+            return weighted_sum(operands, [1, -1], y, name)
+        case Mul():
+            return requantized(apply(integer.IntMul(), *operands, name=f"{name}.acc"), _product_scale(operands), y, name)
+        case MatMul():
+            return requantized(apply(integer.IntMatMul(), *operands, name=f"{name}.acc"), _product_scale(operands), y, name)
+        case AveragePool():
+            return _average_pool(x.op, first, y, name)
+        case Reduce(kind=Reduction.mean | Reduction.sum):
+            return _reduce_sum(x.op, first, y, name)
+        case Resize() if not x.op.nearest:
+            return _resize(x.op, first, y, name)
+        case Max():
+            return apply(integer.IntMax(), *(rescaled(o, y, f"{name}.{i}") for i, o in enumerate(operands)), name=name)
+        case Min():
+            return apply(integer.IntMin(), *(rescaled(o, y, f"{name}.{i}") for i, o in enumerate(operands)), name=name)
+        case Softmax():
+            return _softmax(x.op, first, y, name)
+        case PRelu():
+            return _lookup_per_channel(x, first, y, name)
+        case Unary():
+            return apply(integer.Lookup(y), first, table_of(x, first.type, y, name), name=name)
+        case Concat():
+            return apply(x.op, *(rescaled(o, y, f"{name}.{i}") for i, o in enumerate(operands)), name=name)
+        case _ if is_movement(x):
+            return rescaled(apply(x.op, *operands, name=name), y, name)
+    raise _NoIntegerForm(f"{type(x.op).__name__} '{x.name}' has no integer form")
+
+
+def quant_of(t: TensorType) -> Quantization:
+    """The per-tensor quantization of an activation type; ValueError where there is none."""
+    if t.quant is None or t.quant.axis is not None:
+        raise ValueError(f"expected an activation quantized per tensor, found {t}")
+    return t.quant
+
+
+def scale_of(v: Value) -> float:
+    """The scale of an activation."""
+    return quant_of(v.type).scale[0]
+
+
+def _product_scale(operands: Sequence[Value]) -> float:
+    return scale_of(operands[0]) * scale_of(operands[1])
+
+
+def requantized(acc: Value, scale: float | NDArray[np.floating], y: TensorType, name: str) -> Value:
+    """`acc`, whose unit is `scale` (scalar, or an array that broadcasts against it), in the quantization of `y`."""
+    real = np.atleast_1d(np.asarray(scale, np.float64) / quant_of(y).scale[0])
+    pairs = [multiplier(float(r)) for r in real.ravel()]
+    shift = np.array([p.shift for p in pairs], np.int32).reshape(real.shape)
+    q = np.array([p.q for p in pairs], np.int32).reshape(real.shape)
+    operands = constant(shift, f"{name}.shift"), constant(q, f"{name}.multiplier")
+    return apply(integer.Requantize(replace(y, shape=acc.shape)), acc, *operands, name=name)
+
+
+def clip_bounds(lo: float, hi: float, q: Quantization) -> tuple[int, int]:
+    """The real bounds as integers of quantization `q`."""
+    ends = [int(np.clip(np.rint(b / q.scale[0]) + q.zero_point[0], q.qmin, q.qmax)) if np.isfinite(b) else None for b in (lo, hi)]
+    return q.qmin if ends[0] is None else ends[0], q.qmax if ends[1] is None else ends[1]
+
+
+def _clipped(v: Value, lo: float, hi: float, y: TensorType) -> Value:
+    low, high = clip_bounds(lo, hi, quant_of(y))
+    if isinstance(v.op, integer.Requantize):
+        return replace(v, op=replace(v.op, lo=max(low, v.op.lo), hi=min(high, v.op.hi)))
+    return apply(integer.Clamp(low, high), v, name=v.name)
+
+
+def rescaled(v: Value, y: TensorType, name: str) -> Value:
+    """`v` in the quantization of `y`: itself where it has it already."""
+    if v.type.quant == y.quant:
+        return v
+    if isinstance(v.op, Const):
+        q = quant_of(y).quantize(quant_of(v.type).dequantize(v.op.data)).astype(np.int8)  # type: ignore[arg-type]
+        return constant(q, name, replace(y, shape=v.shape))
+    return weighted_sum([v], [1], replace(y, shape=v.shape), name)
+
+
+def weighted_sum(operands: Sequence[Value], signs: Sequence[int], y: TensorType, name: str) -> Value:
+    """sum of signs_i * operand_i in the quantization of `y`."""
+    ratios = [s * scale_of(o) / quant_of(y).scale[0] for s, o in zip(signs, operands)]
+    k = SUM_BITS - 1 - floor(log2(max(map(abs, ratios))))
+    acc = apply(integer.IntSum(tuple(round(r * 2.0**k) for r in ratios)), *operands, name=f"{name}.acc")
+    return requantized(acc, quant_of(y).scale[0] * 2.0**-k, y, name)
+
+
+def _conv(op: Conv, operands: Sequence[Value], y: TensorType, name: str) -> Value:
+    x, w = operands[:2]
+    data, wq = _constant(w), w.type.quant
+    assert wq is not None
+    if any(wq.zero_point):
+        raise _NoIntegerForm(f"weights '{w.name}' have zero points {set(wq.zero_point)}; expected symmetric weights")
+    scales = np.broadcast_to(np.array(wq.scale), w.shape[:1]) * scale_of(x)
+    own = np.zeros(w.shape[0], np.int64) if len(operands) < 3 else _bias(operands[2], scales)
+    correction = quant_of(x.type).zero_point[0] * data.reshape(data.shape[0], -1).astype(np.int64).sum(1)
+    bias = constant((own - correction).astype(np.int32), f"{name}.bias")
+    made = integer.IntConv(op.strides, op.pads, op.dilations, op.groups)
+    return requantized(apply(made, x, w, bias, name=f"{name}.acc"), scales, y, name)
+
+
+def _constant(v: Value) -> NDArray[np.generic]:
+    if not isinstance(v.op, Const):
+        raise _NoIntegerForm(f"'{v.name}' is computed at run time; expected a constant")
+    return v.op.data
+
+
+def _bias(b: Value, scales: NDArray[np.floating]) -> NDArray[np.int64]:
+    """The bias in units of `scales`: kept where it is quantized so, else rounded to it."""
+    data = _constant(b)
+    if b.type.quant is None:
+        return np.rint(data.astype(np.float64) / scales).astype(np.int64)
+    own = np.broadcast_to(np.array(b.type.quant.scale), scales.shape)
+    if np.allclose(own, scales, rtol=1e-6, atol=0):
+        return data.astype(np.int64)
+    return np.rint(b.type.quant.dequantize(data) / scales).astype(np.int64)  # type: ignore[arg-type]
+
+
+def _average_pool(op: AveragePool, x: Value, y: TensorType, name: str) -> Value:
+    acc = apply(integer.IntSumPool(op.kernel, op.strides, op.pads, op.dilations), x, name=f"{name}.acc")
+    divisors = op.divisors(x.shape)
+    return requantized(acc, scale_of(x) / (divisors if np.ptp(divisors) else divisors.flat[0]), y, name)
+
+
+def _reduce_sum(op: Reduce, x: Value, y: TensorType, name: str) -> Value:
+    count = np.prod([x.shape[a] for a in op.axes]) if op.kind is Reduction.mean else 1
+    acc = apply(integer.IntReduceSum(Reduction.sum, op.axes, op.keepdims), x, name=f"{name}.acc")
+    return requantized(acc, scale_of(x) / float(count), y, name)
+
+
+def _resize(op: Resize, x: Value, y: TensorType, name: str) -> Value:
+    if len(op.taps) != 4 or op.taps[0] is not None or op.taps[3] is not None:
+        raise _NoIntegerForm(f"Resize '{name}' interpolates batch or channels; expected height and width only")
+    rows, columns = (_integer_taps(t, x.shape[1 + i]) for i, t in enumerate(op.taps[1:3]))
+    acc = apply(integer.IntResize(rows, columns), x, name=f"{name}.acc")
+    return requantized(acc, scale_of(x) * 2.0 ** (-2 * TAP_BITS), y, name)
+
+
+def _integer_taps(taps: tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]] | None, size: int) -> tuple[tuple[int, ...], ...]:
+    if taps is None:
+        return tuple(range(size)), tuple(range(size)), (0,) * size
+    return taps[0], taps[1], tuple(round(t * (1 << TAP_BITS)) for t in taps[2])
+
+
+def _softmax(op: Softmax, x: Value, y: TensorType, name: str) -> Value:
+    if x.shape[op.axis] > MAX_ELEMENTS:
+        raise _NoIntegerForm(f"Softmax '{name}' over {x.shape[op.axis]} elements; supported are {MAX_ELEMENTS}")
+    table = log_tables(scale_of(x), quant_of(y).scale[0]) if op.log else exp_table(scale_of(x))
+    return apply(integer.IntSoftmax(op.axis, y, op.log), x, constant(table, f"{name}.table"), name=name)
+
+
+def table_of(f: Value, x: TensorType, y: TensorType, name: str) -> Value:
+    """The 256 results of the unary float value `f` on every int8 operand of type `x`, quantized as `y`."""
+    reals = quant_of(x).dequantize(np.arange(-128, 128))
+    argument = Value(Input(float_type(256)), (), float_type(256), f"{name}.argument")
+    with np.errstate(all="ignore"):
+        results = interpret.compute(apply(f.op, argument, name=name), [reals.astype(np.float32)], np)
+    return constant(_finite_quantized(np.asarray(results), quant_of(y)), f"{name}.table")
+
+
+def _finite_quantized(results: NDArray[np.floating], q: Quantization) -> NDArray[np.int8]:
+    """Infinities saturate; an undefined result (log or square root of a negative) becomes the zero point."""
+    return q.quantize(np.nan_to_num(results.astype(np.float64), nan=0.0, posinf=1e30, neginf=-1e30)).astype(np.int8)
+
+
+def _lookup_per_channel(x: Value, operand: Value, y: TensorType, name: str) -> Value:
+    slope = _constant(x.inputs[1]).astype(np.float64).reshape(-1, 1)
+    reals = quant_of(operand.type).dequantize(np.arange(-128, 128))[None, :]
+    table = _finite_quantized(np.where(reals < 0, slope * reals, reals), quant_of(y))
+    return apply(integer.Lookup(y), operand, constant(table[0] if len(table) == 1 else table, f"{name}.table"), name=name)

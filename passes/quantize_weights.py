@@ -1,0 +1,74 @@
+"""Weights to int8 per output channel, biases to int32, and the corrected bias.
+
+    S_o = max |W_o| / 127            W_q = round(W / S_o)            b_q = round(b / (S_x S_o))
+
+The channel's scale is raised by rule where that makes another part fail, never clipped in silence: where the bias would leave
+30 bits, where the worst accumulator would leave 31, or where the requantization multiplier would leave its range (a dead
+channel has no scale of its own). Such channels are reported.
+
+Bias correction (Nagel et al. 2019, "Data-Free Quantization", section 4.2; here with measured instead of assumed means):
+rounding weights shifts the mean of the output by (W_q S - W) E[x]; the bias takes it back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.ir.types import Quantization
+from qcompiler.numerics.requantize import FRACTION_BITS, MAX_LEFT_SHIFT, MAX_RIGHT_SHIFT
+
+Array = NDArray[np.floating]
+MAX_BIAS = 1 << 30
+MAX_ACC = (1 << 31) - (1 << 30)
+
+
+@dataclass(frozen=True)
+class QuantizedWeights:
+    """Integer weights [O, ...] and bias [O] with their scales; `raised` are the channels whose scale a rule raised."""
+
+    weights: NDArray[np.int8]
+    scale: NDArray[np.float64]
+    bias: NDArray[np.int32]
+    raised: tuple[int, ...]
+
+
+def quantize_weights(weights: Array, bias: Array | None, x: Quantization, out: Quantization | None, mean: Array | None = None, bits: int = 8) -> QuantizedWeights:
+    """Weights [O, ...] read by an operand of quantization `x`; `out` is the result's quantization where known.
+
+    `mean` is E[x] per input channel (the last axis of `weights`, or per output channel for depthwise weights [O,kh,kw,1]);
+    where given, the bias is corrected.
+    """
+    w = weights.astype(np.float64)
+    b = np.zeros(w.shape[0]) if bias is None else bias.astype(np.float64)
+    own = np.abs(w).reshape(w.shape[0], -1).max(1) / ((1 << (bits - 1)) - 1)
+    scale = np.maximum(own, _least_scale(w, b, x, out))
+    q = np.rint(w / scale.reshape(-1, *[1] * (w.ndim - 1)))
+    if mean is not None:
+        b = b - _mean_shift(q * scale.reshape(-1, *[1] * (w.ndim - 1)) - w, mean)
+    raised = tuple(int(i) for i in np.flatnonzero((scale > own) & (own > 0)))
+    return QuantizedWeights(q.astype(np.int8), scale, np.rint(b / (x.scale[0] * scale)).astype(np.int32), raised)
+
+
+def _least_scale(w: Array, b: Array, x: Quantization, out: Quantization | None) -> Array:
+    """The smallest scale per channel for which bias, accumulator and multiplier all stay in range."""
+    sx = x.scale[0]
+    reach = np.abs(w).reshape(w.shape[0], -1).sum(1) * ((1 << x.bits) - 1)
+    least = np.maximum(np.abs(b) / (sx * MAX_BIAS), (reach + np.abs(b) / sx) / MAX_ACC)
+    if out is None:
+        return np.maximum(least, np.where(np.any(w.reshape(w.shape[0], -1), 1), 0.0, 1.0 / sx))
+    # S_x S_w / S_y stays above the least multiplier; a dead channel gets 2^-8, that is eight bits below the output's step.
+    step = out.scale[0] / sx
+    dead = ~np.any(w.reshape(w.shape[0], -1), 1)
+    return np.maximum(least, step * np.where(dead, 2.0**-8, 2.0 ** -(MAX_RIGHT_SHIFT + FRACTION_BITS)))
+
+
+def _mean_shift(error: Array, mean: Array) -> Array:
+    """E[(W_q S - W) x] per output channel."""
+    taps = error.sum((1, 2)) if error.ndim == 4 else error
+    return np.asarray(taps[:, 0] * mean if taps.shape[1] == 1 else taps @ mean)
+
+
+MAX_MULTIPLIER = 2.0 ** (MAX_LEFT_SHIFT - FRACTION_BITS)
