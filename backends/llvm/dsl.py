@@ -1,0 +1,403 @@
+"""A small typed language over llvmlite in which all kernels are written.
+
+`Val` is a bundle of one or more whole vector registers of signed lanes of one width. It implements the `Lanes` protocol,
+so that `numerics.requantize_biased` writes code when it is given `Val`s. Operands of different widths are refused.
+
+**Order of lanes.** Narrowing (`sat`) and widening (`sext`) work within 128-bit parts, as the x86 packs and unpacks do: two
+registers of 16-bit lanes pack into one of 8-bit lanes that holds part 0 of the first, part 0 of the second, part 1 of
+the first ... and `sext` undoes it exactly. So an 8-bit register loaded from memory, widened to 32 bits (four registers),
+computed with, and narrowed again, is in memory order when it is stored; between, nobody needs to know the order. Constants
+per channel that meet wide lanes are permuted at compile time (`wide_order`). A bundle with too few registers to fill the
+narrower one is repeated within each part.
+
+`Ptr` and `Index` are addresses and 64-bit integers; offsets in bytes, constants folded here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from llvmlite import ir
+from numpy.typing import NDArray
+
+from . import instrs
+from .target import Target
+
+I8, I32, I64, PTR = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.PointerType()
+Carried = TypeVar("Carried", bound="Val | Ptr | Index")
+
+
+class MixedWidths(TypeError):
+    """A kernel combined lanes of different widths: a mistake in the kernel."""
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """A 64-bit integer computed at run time."""
+
+    k: Kernel
+    ir: Any
+
+    def __add__(self, other: Index | int) -> Index:
+        if other == 0:
+            return self
+        return Index(self.k, self.k.b.add(self.ir, self.k.i64(other)))
+
+    def __sub__(self, other: Index | int) -> Index:
+        return Index(self.k, self.k.b.sub(self.ir, self.k.i64(other)))
+
+    def __mul__(self, factor: int) -> Index | int:
+        if factor == 0:
+            return 0
+        return self if factor == 1 else Index(self.k, self.k.b.mul(self.ir, self.k.i64(factor)))
+
+    def minimum(self, bound: int) -> Index:
+        """min(self, bound)."""
+        limit = self.k.i64(bound)
+        return Index(self.k, self.k.b.select(self.k.b.icmp_signed("<", self.ir, limit), self.ir, limit))
+
+
+@dataclass(frozen=True, eq=False)
+class Ptr:
+    """An address: `base` plus a constant number of bytes."""
+
+    k: Kernel
+    base: Any
+    offset: int = 0
+
+    def __add__(self, by: Index | int) -> Ptr:
+        if isinstance(by, int):
+            return replace(self, offset=self.offset + by)
+        return replace(self, base=self.k.b.gep(self.base, [by.ir], source_etype=I8))
+
+    @property
+    def ir(self) -> Any:
+        """LLVM's pointer."""
+        return self.k.b.gep(self.base, [self.k.i64(self.offset)], source_etype=I8) if self.offset else self.base
+
+
+@dataclass(frozen=True, eq=False)
+class Val:
+    """A bundle of registers of `bits`-wide signed lanes; operands of one register meet every register of the other."""
+
+    k: Kernel
+    regs: tuple[Any, ...]
+    bits: int
+
+    def __len__(self) -> int:
+        return len(self.regs)
+
+    def __getitem__(self, part: slice) -> Val:
+        return self._like(self.regs[part])
+
+    def _like(self, regs: Sequence[Any]) -> Val:
+        return Val(self.k, tuple(regs), self.bits)
+
+    def map(self, emit: Callable[..., Any], *others: Val) -> Val:
+        """emit(register, ...) for each register; others are of the same width, and of as many registers or one."""
+        count = max(len(v) for v in (self, *others))
+        for v in others:
+            if v.bits != self.bits:
+                raise MixedWidths(f"operands of {self.bits} and {v.bits} bits are mixed")
+        if any(len(v) not in (1, count) for v in (self, *others)):
+            raise MixedWidths(f"bundles of {[len(v) for v in (self, *others)]} registers are mixed")
+        columns = (v.regs * (count // len(v)) for v in (self, *others))
+        return self._like([emit(*regs) for regs in zip(*columns)])
+
+    def __add__(self, other: Val) -> Val:
+        return self.map(self.k.b.add, other)
+
+    def __sub__(self, other: Val) -> Val:
+        return self.map(self.k.b.sub, other)
+
+    def __mul__(self, other: Val) -> Val:
+        return self.map(self.k.b.mul, other)
+
+    def __xor__(self, other: Val) -> Val:
+        return self.map(self.k.b.xor, other)
+
+    def add_sat(self, other: Val) -> Val:
+        """Sum saturated to the width."""
+        return self.map(lambda x, y: self.k.intrinsic("sadd.sat", x, y), other)
+
+    def shl(self, amount: Val) -> Val:
+        """Left shift, per lane."""
+        return self.map(self.k.b.shl, amount)
+
+    def shr(self, amount: Val) -> Val:
+        """Arithmetic right shift, per lane."""
+        return self.map(self.k.b.ashr, amount)
+
+    def maximum(self, other: Val) -> Val:
+        """The greater of each pair of lanes."""
+        return self.map(lambda x, y: self.k.intrinsic("smax", x, y), other)
+
+    def minimum(self, other: Val) -> Val:
+        """The lesser of each pair of lanes."""
+        return self.map(lambda x, y: self.k.intrinsic("smin", x, y), other)
+
+    def clamp(self, lo: int, hi: int) -> Val:
+        """min(max(x, lo), hi); a bound at the end of the width costs nothing."""
+        low, high = -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
+        raised = self if lo <= low else self.maximum(self.splat(lo))
+        return raised if hi >= high else raised.minimum(self.splat(hi))
+
+    def sat(self, bits: int) -> Val:
+        """Saturated to half the width (or a quarter), packed within 128-bit parts."""
+        if bits == self.bits:
+            return self
+        pairs = zip(self.regs[::2], self.regs[1::2]) if len(self) > 1 else [(self.regs[0], self.regs[0])]
+        half = Val(self.k, tuple(self.k.pack(x, y) for x, y in pairs), self.bits // 2)
+        return half.sat(bits)
+
+    def sext(self, bits: int) -> Val:
+        """Widened within 128-bit parts: the inverse of `sat`, with twice the registers."""
+        if bits == self.bits:
+            return self
+        regs = tuple(half for x in self.regs for half in self.k.unpack(x))
+        return Val(self.k, regs, self.bits * 2).sext(bits)
+
+    def mul_q15(self, other: Val) -> Val:
+        """(a * b + 2^14) >> 15 on 16-bit lanes."""
+        if self.bits != 16:
+            raise MixedWidths(f"mul_q15 needs 16-bit lanes, found {self.bits}")
+        if self.k.target.arch == "aarch64":
+            return self.map(lambda x, y: instrs.SQRDMULH(self.k, x, y), other)
+        return self.map(lambda x, y: instrs.MULHRS[self.k.target.vector_bits](self.k, x, y), other)
+
+    def splat(self, value: int) -> Val:
+        """A constant in every lane of one register of this width."""
+        return self.k.splat(value, self.bits)
+
+    def repeat(self, count: int) -> Val:
+        """The registers `count` times over."""
+        return self._like(self.regs * count)
+
+
+def join(vals: Sequence[Val]) -> Val:
+    """One bundle of the registers of several."""
+    return Val(vals[0].k, tuple(r for v in vals for r in v.regs), vals[0].bits)
+
+
+class Kernel:
+    """A function under construction: its target, module, parameters and the place where code goes."""
+
+    def __init__(self, module: Any, target: Target, name: str, parameters: Sequence[str], returns: Any = None, internal: bool = True) -> None:
+        self.module, self.target = module, target
+        kind = ir.FunctionType(returns or ir.VoidType(), [PTR] * len(parameters))
+        self.function = ir.Function(module, kind, name)
+        if internal:
+            self.function.linkage = "internal"
+        for word in ("nounwind",) + (("noinline",) if internal else ()):
+            self.function.attributes.add(word)
+        self.b: Any = ir.IRBuilder(self.function.append_basic_block("entry"))
+        for arg, word in zip(self.function.args, parameters):
+            arg.name = word
+            arg.add_attribute("noalias")
+        self.parameters = tuple(Ptr(self, arg) for arg in self.function.args)
+
+    def i64(self, value: Index | int) -> Any:
+        """LLVM's 64-bit integer."""
+        return value.ir if isinstance(value, Index) else ir.Constant(I64, value)
+
+    def register_type(self, bits: int) -> Any:
+        """A whole vector register of lanes of `bits`."""
+        return instrs.vector_type((self.target.vector_bits // bits, bits))
+
+    def intrinsic(self, name: str, *args: Any) -> Any:
+        """One of LLVM's generic intrinsics that take and return the type of `args[0]`."""
+        kind = args[0].type
+        full = f"llvm.{name}.v{kind.count}i{kind.element.width}"
+        function = self.module.globals.get(full) or ir.Function(self.module, ir.FunctionType(kind, [a.type for a in args]), full)
+        return self.b.call(function, args)
+
+    # --- control -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def loop(self, n: int, carry: Sequence[Carried] = ()) -> Iterator[tuple[Index | int, list[Carried]]]:
+        """`with k.loop(n, [x, p]) as (i, carried)`: n >= 1 rounds; assign `carried[j]` inside, read it inside and after.
+
+        A single round emits no loop. Carried values live in registers (phi nodes).
+        """
+        carried = list(carry)
+        if n == 1:
+            yield 0, carried
+            return
+        before = self.b.block
+        body = self.function.append_basic_block("loop")
+        self.b.branch(body)
+        self.b.position_at_end(body)
+        index = self.b.phi(I64)
+        index.add_incoming(self.i64(0), before)
+        phis = [[self._phi(r, before) for r in _registers(c)] for c in carried]
+        carried[:] = [_rebuilt(c, p) for c, p in zip(carried, phis)]
+        yield Index(self, index), carried
+        following = self.b.add(index, self.i64(1), flags=["nuw", "nsw"])
+        for phi, value in ((p, r) for ps, c in zip(phis, carried) for p, r in zip(ps, _registers(c), strict=True)):
+            phi.add_incoming(value, self.b.block)
+        index.add_incoming(following, self.b.block)
+        after = self.function.append_basic_block("after")
+        self.b.cbranch(self.b.icmp_unsigned("<", following, self.i64(n)), body, after)
+        self.b.position_at_end(after)
+
+    def _phi(self, initial: Any, before: Any) -> Any:
+        phi = self.b.phi(initial.type)
+        phi.add_incoming(initial, before)
+        return phi
+
+    def ret(self, value: int | None = None) -> Any:
+        """End the function; returns it."""
+        if value is None:
+            self.b.ret_void()
+        else:
+            self.b.ret(ir.Constant(I32, value))
+        return self.function
+
+    # --- constants ---------------------------------------------------------------------------------------------------
+
+    def splat(self, value: int, bits: int) -> Val:
+        """One register with `value` in every lane."""
+        return Val(self, (instrs.splat(self.register_type(bits), value),), bits)
+
+    def constant(self, data: NDArray[np.generic]) -> Ptr:
+        """A private constant in .rodata, aligned to 64."""
+        return Ptr(self, rodata(self.module, self.module.get_unique_name("constant"), data.tobytes()))
+
+    # --- memory ------------------------------------------------------------------------------------------------------
+
+    def load(self, p: Ptr, bits: int, count: int = 1, align: int = 1) -> Val:
+        """`count` consecutive whole registers as they lie in memory."""
+        size, kind = self.target.vector_bytes, self.register_type(bits)
+        return Val(self, tuple(self.b.load((p + i * size).ir, align=align, typ=kind) for i in range(count)), bits)
+
+    def load_lanes(self, p: Ptr, bits: int, nbytes: int) -> Val:
+        """The first `nbytes` of one register, the rest of it unspecified; reads up to a power of two of bytes."""
+        size = self.target.vector_bytes
+        if nbytes > size // 2:
+            return self.load(p, bits)
+        width = 1 << max(nbytes - 1, 0).bit_length()
+        piece = self.b.load(p.ir, align=1, typ=instrs.vector_type((width, 8)))
+        whole = instrs.pick(self.b, piece, [i % width for i in range(size)])
+        return Val(self, (self.b.bitcast(whole, self.register_type(bits)),), bits)
+
+    def store(self, p: Ptr, value: Val, nbytes: int | None = None, start: int = 0) -> None:
+        """`nbytes` bytes of the one register of `value` from byte `start` on; never writes outside."""
+        size, (reg,) = self.target.vector_bytes, value.regs
+        count = size if nbytes is None else nbytes
+        if count == size:
+            self.b.store(reg, p.ir, align=1)
+            return
+        octets, done = self.b.bitcast(reg, self.register_type(8)), 0
+        while done < count:
+            width = 1 << ((count - done).bit_length() - 1)
+            piece = instrs.pick(self.b, octets, [start + done + i for i in range(width)])
+            self.b.store(piece, (p + done).ir, align=1)
+            done += width
+
+    def broadcast(self, p: Ptr, bits: int) -> Val:
+        """The lane of `bits` at `p`, in every lane of one register."""
+        kind = self.register_type(bits)
+        lane = self.b.load(p.ir, align=1, typ=kind.element)
+        one = self.b.insert_element(ir.Constant(kind, ir.Undefined), lane, ir.Constant(I32, 0))
+        return Val(self, (instrs.pick(self.b, one, [0] * kind.count),), bits)
+
+    def load_activation(self, p: Ptr, count: int = 1) -> Val:
+        """Whole registers of stored activations, as signed 8-bit values."""
+        return self.unbias(self.load(p, 8, count))
+
+    def load_activation_lanes(self, p: Ptr, nbytes: int) -> Val:
+        """The first `nbytes` activations of a register, the rest unspecified."""
+        return self.unbias(self.load_lanes(p, 8, nbytes))
+
+    def store_activation(self, p: Ptr, value: Val, nbytes: int | None = None, start: int = 0) -> None:
+        """Signed 8-bit values to where activations are stored."""
+        self.store(p, self.unbias(value), nbytes, start)
+
+    def unbias(self, value: Val) -> Val:
+        """Stored activations to signed values, and back: xor 0x80 where the target stores them offset by 128."""
+        return value ^ value.splat(-128) if self.target.storage_offset else value
+
+    # --- lanes -------------------------------------------------------------------------------------------------------
+
+    def pack(self, x: Any, y: Any) -> Any:
+        """Two registers saturated to half the width in one, within 128-bit parts."""
+        wide = x.type.element.width
+        if self.target.arch != "aarch64":
+            return (instrs.PACK16 if wide == 32 else instrs.PACK8)[self.target.vector_bits](self, x, y)
+        narrow = instrs.SQXTN16 if wide == 32 else instrs.SQXTN8
+        return instrs.shuffle(self.b, narrow(self, x), narrow(self, y), list(range(2 * x.type.count)))
+
+    def unpack(self, x: Any) -> tuple[Any, Any]:
+        """One register in two of double width, within 128-bit parts."""
+        lanes, bits = x.type.count, x.type.element.width
+        low, high = _part_halves(lanes, bits)
+        if self.target.parts == 1:
+            return instrs.widen(self.b, instrs.pick(self.b, x, low), 2 * bits), instrs.widen(self.b, instrs.pick(self.b, x, high), 2 * bits)
+        return self._extend(x, low), self._extend(x, high)
+
+    def _extend(self, x: Any, picks: list[int]) -> Any:
+        """Each picked lane doubled, then shifted down with its sign: punpck and psra."""
+        bits = x.type.element.width
+        doubled = instrs.pick(self.b, x, [i for p in picks for i in (p, p)])
+        wide = self.b.bitcast(doubled, self.register_type(2 * bits))
+        return self.b.ashr(wide, instrs.splat(wide.type, bits))
+
+    def zip(self, x: Val, y: Val) -> tuple[Val, Val]:
+        """Low and high halves of every part, lanes of x and y in turn (punpckl/h, zip1/2)."""
+        (a,), (c,) = x.regs, y.regs
+        lanes = a.type.count
+        halves = _part_halves(lanes, x.bits)
+        low, high = (instrs.shuffle(self.b, a, c, [i for p in half for i in (p, lanes + p)]) for half in halves)
+        return Val(self, (low,), x.bits), Val(self, (high,), x.bits)
+
+    def reinterpret(self, x: Val, bits: int) -> Val:
+        """The same registers read as lanes of another width."""
+        return Val(self, tuple(self.b.bitcast(r, self.register_type(bits)) for r in x.regs), bits)
+
+    def permute(self, x: Val, picks: Sequence[int]) -> Val:
+        """Lane i of each register is its lane picks[i]."""
+        return x.map(lambda r: instrs.pick(self.b, r, list(picks)))
+
+
+def _part_halves(lanes: int, bits: int) -> tuple[list[int], list[int]]:
+    """Lane numbers of the low and of the high half of every 128-bit part."""
+    part = 128 // bits
+    starts = range(0, lanes, part)
+    return [s + e for s in starts for e in range(part // 2)], [s + e for s in starts for e in range(part // 2, part)]
+
+
+def _registers(c: Val | Ptr | Index) -> tuple[Any, ...]:
+    return c.regs if isinstance(c, Val) else (c.ir,)
+
+
+def _rebuilt(c: Carried, regs: Sequence[Any]) -> Carried:
+    if isinstance(c, Val):
+        return cast(Carried, Val(c.k, tuple(regs), c.bits))
+    return cast(Carried, type(c)(c.k, regs[0]))
+
+
+def wide_order(target: Target, bits: int, count: int) -> NDArray[np.int64]:
+    """Which of the `count * lanes(32)` consecutive channels each lane of a bundle holds.
+
+    `bits` 32: the order of a bundle of `count` registers of int32 that packs to consecutive bytes: register j, part l, element e holds
+    channel 4*count*l + 4*j + e. `bits` 16: the same for its `count / 2` packed registers (one, with repeats, where count is 1).
+    """
+    lanes = target.lanes * count
+    channel = np.arange(lanes).reshape(target.parts, count, 4).transpose(1, 0, 2)
+    if bits == 32:
+        return channel.reshape(-1)
+    pairs = channel if count > 1 else np.repeat(channel, 2, axis=0)
+    return pairs.reshape(-1, 2, target.parts, 4).transpose(0, 2, 1, 3).reshape(-1)
+
+
+def rodata(module: Any, name: str, data: bytes) -> Any:
+    """A private constant global, aligned to 64."""
+    kind = ir.ArrayType(I8, len(data))
+    g = ir.GlobalVariable(module, kind, name)
+    g.linkage, g.global_constant, g.align, g.unnamed_addr = "private", True, 64, True
+    g.initializer = ir.Constant(kind, bytearray(data))
+    return g

@@ -1,0 +1,226 @@
+"""Named instructions as data that carry their own meaning.
+
+An `Instr` is called with the DSL's kernel and raw LLVM values. On its own target it becomes its intrinsic; on a
+`by_meaning` target it becomes `meaning`: generic code of the same bits, which any CPU runs. One parametrised test runs each
+against its meaning and finds its mnemonic in the assembly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llvmlite import ir
+
+if TYPE_CHECKING:
+    from .dsl import Kernel
+
+Vector = tuple[int, int]
+"""(lanes, bits) of a vector type."""
+Meaning = Callable[..., Any]
+
+
+def vector_type(vector: Vector) -> Any:
+    """LLVM's <lanes x ibits>."""
+    return ir.VectorType(ir.IntType(vector[1]), vector[0])
+
+
+@dataclass(frozen=True)
+class Instr:
+    """One machine instruction."""
+
+    name: str
+    """Mnemonic, as the assembler prints it."""
+    feature: str
+    """LLVM feature that has it."""
+    intrinsic: str
+    params: tuple[Vector, ...]
+    returns: Vector
+    meaning: Meaning
+    """meaning(builder, *values): generic code of the same bits."""
+
+    def __call__(self, k: Kernel, *args: Any) -> Any:
+        """Emit the instruction."""
+        if k.target.by_meaning:
+            return self.meaning(k.b, *args)
+        return k.b.call(self.declare(k.module), args)
+
+    def declare(self, module: Any) -> Any:
+        """The intrinsic's declaration in `module`."""
+        found = module.globals.get(self.intrinsic)
+        kind = ir.FunctionType(vector_type(self.returns), [vector_type(p) for p in self.params])
+        return found if found is not None else ir.Function(module, kind, self.intrinsic)
+
+
+# --- generic pieces that meanings are made of ------------------------------------------------------------------------
+
+
+def splat(like: Any, value: int) -> Any:
+    """A constant of `like`'s vector type."""
+    return ir.Constant(like, [value] * like.count)
+
+
+def shuffle(b: Any, x: Any, y: Any, picks: list[int]) -> Any:
+    """Elements of x followed by y picked by index."""
+    return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(picks)), picks))
+
+
+def pick(b: Any, x: Any, picks: list[int]) -> Any:
+    """Elements of x picked by index."""
+    return shuffle(b, x, ir.Constant(x.type, ir.Undefined), picks)
+
+
+def widen(b: Any, x: Any, bits: int, signed: bool = True) -> Any:
+    """Every lane in `bits` bits."""
+    kind = vector_type((x.type.count, bits))
+    return b.sext(x, kind) if signed else b.zext(x, kind)
+
+
+def bounded(b: Any, x: Any, lo: int, hi: int) -> Any:
+    """min(max(x, lo), hi)."""
+    low, high = splat(x.type, lo), splat(x.type, hi)
+    x = b.select(b.icmp_signed(">", x, low), x, low)
+    return b.select(b.icmp_signed("<", x, high), x, high)
+
+
+def saturated(b: Any, x: Any, bits: int) -> Any:
+    """Every lane saturated to `bits` bits, and as narrow."""
+    clipped = bounded(b, x, -(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+    return b.trunc(clipped, vector_type((x.type.count, bits)))
+
+
+def adjacent_sums(b: Any, x: Any, group: int) -> Any:
+    """Sums of `group` neighbouring lanes."""
+    lanes = x.type.count
+    terms = [pick(b, x, list(range(i, lanes, group))) for i in range(group)]
+    total = terms[0]
+    for t in terms[1:]:
+        total = b.add(total, t)
+    return total
+
+
+def _dot4(signed_x: bool) -> Meaning:
+    def meaning(b: Any, acc: Any, x: Any, w: Any) -> Any:
+        cast = vector_type((4 * acc.type.count, 8))
+        wide = (widen(b, b.bitcast(x, cast), 32, signed_x), widen(b, b.bitcast(w, cast), 32))
+        return b.add(acc, adjacent_sums(b, b.mul(*wide), 4))
+
+    return meaning
+
+
+def _maddubs(b: Any, x: Any, w: Any) -> Any:
+    products = b.mul(widen(b, x, 32, signed=False), widen(b, w, 32))
+    return saturated(b, adjacent_sums(b, products, 2), 16)
+
+
+def _madd(b: Any, x: Any, w: Any) -> Any:
+    return adjacent_sums(b, b.mul(widen(b, x, 32), widen(b, w, 32)), 2)
+
+
+def _sign(b: Any, x: Any, by: Any) -> Any:
+    zero = splat(x.type, 0)
+    nonzero = b.select(b.icmp_signed("==", by, zero), zero, x)
+    return b.select(b.icmp_signed("<", by, zero), b.sub(zero, x), nonzero)
+
+
+def _abs(b: Any, x: Any) -> Any:
+    zero = splat(x.type, 0)
+    return b.select(b.icmp_signed("<", x, zero), b.sub(zero, x), x)
+
+
+def _pack(b: Any, x: Any, y: Any) -> Any:
+    """x and y saturated to half width, interleaved by 128-bit parts: x0 y0 x1 y1 ..."""
+    lanes, bits = x.type.count, x.type.element.width
+    part = 128 // bits
+    picks = [src * lanes + p * part + e for p in range(lanes // part) for src in (0, 1) for e in range(part)]
+    return saturated(b, shuffle(b, x, y, picks), bits // 2)
+
+
+def _narrow(b: Any, x: Any) -> Any:
+    return saturated(b, x, x.type.element.width // 2)
+
+
+def _mulhrs(b: Any, x: Any, y: Any) -> Any:
+    """(x * y + 2^14) >> 15, its low 16 bits."""
+    wide = b.mul(widen(b, x, 32), widen(b, y, 32))
+    rounded = b.ashr(b.add(wide, splat(wide.type, 1 << 14)), splat(wide.type, 15))
+    return b.trunc(rounded, x.type)
+
+
+def _qrdmulh(b: Any, x: Any, y: Any) -> Any:
+    """sat16((2 x y + 2^15) >> 16): as _mulhrs, but -2^15 squared saturates."""
+    wide = b.mul(widen(b, x, 32), widen(b, y, 32))
+    rounded = b.ashr(b.add(wide, splat(wide.type, 1 << 14)), splat(wide.type, 15))
+    return saturated(b, rounded, 16)
+
+
+def _mull(b: Any, x: Any, y: Any) -> Any:
+    return b.mul(widen(b, x, 16), widen(b, y, 16))
+
+
+def _pairwise_accumulate(b: Any, x: Any) -> Any:
+    return adjacent_sums(b, widen(b, x, 32), 2)
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+def _vpdpbusd(bits: int, feature: str) -> Instr:
+    dwords, data = (bits // 32, 32), (bits // 8, 8)
+    return Instr("vpdpbusd", feature, f"llvm.x86.avx512.vpdpbusd.{bits}", (dwords, data, data), dwords, _dot4(signed_x=False))
+
+
+def _x86(name: str, feature: str, intrinsic: str, source: Vector, result: Vector, meaning: Meaning, operands: int = 2) -> Instr:
+    return Instr(name, feature, f"llvm.x86.{intrinsic}", (source,) * operands, result, meaning)
+
+
+VPDPBUSD = {512: _vpdpbusd(512, "avx512vnni"), 256: _vpdpbusd(256, "avxvnni")}
+MADDUBS = {
+    128: _x86("pmaddubsw", "ssse3", "ssse3.pmadd.ub.sw.128", (16, 8), (8, 16), _maddubs),
+    256: _x86("vpmaddubsw", "avx2", "avx2.pmadd.ub.sw", (32, 8), (16, 16), _maddubs),
+    512: _x86("vpmaddubsw", "avx512bw", "avx512.pmaddubs.w.512", (64, 8), (32, 16), _maddubs),
+}
+MADD = {
+    128: _x86("pmaddwd", "sse2", "sse2.pmadd.wd", (8, 16), (4, 32), _madd),
+    256: _x86("vpmaddwd", "avx2", "avx2.pmadd.wd", (16, 16), (8, 32), _madd),
+    512: _x86("vpmaddwd", "avx512bw", "avx512.pmaddw.d.512", (32, 16), (16, 32), _madd),
+}
+SIGN = {
+    128: _x86("psignb", "ssse3", "ssse3.psign.b.128", (16, 8), (16, 8), _sign),
+    256: _x86("vpsignb", "avx2", "avx2.psign.b", (32, 8), (32, 8), _sign),
+}
+PACK16 = {
+    128: _x86("packssdw", "sse2", "sse2.packssdw.128", (4, 32), (8, 16), _pack),
+    256: _x86("vpackssdw", "avx2", "avx2.packssdw", (8, 32), (16, 16), _pack),
+    512: _x86("vpackssdw", "avx512bw", "avx512.packssdw.512", (16, 32), (32, 16), _pack),
+}
+PACK8 = {
+    128: _x86("packsswb", "sse2", "sse2.packsswb.128", (8, 16), (16, 8), _pack),
+    256: _x86("vpacksswb", "avx2", "avx2.packsswb", (16, 16), (32, 8), _pack),
+    512: _x86("vpacksswb", "avx512bw", "avx512.packsswb.512", (32, 16), (64, 8), _pack),
+}
+MULHRS = {
+    128: _x86("pmulhrsw", "ssse3", "ssse3.pmul.hr.sw.128", (8, 16), (8, 16), _mulhrs),
+    256: _x86("vpmulhrsw", "avx2", "avx2.pmul.hr.sw", (16, 16), (16, 16), _mulhrs),
+    512: _x86("vpmulhrsw", "avx512bw", "avx512.pmul.hr.sw.512", (32, 16), (32, 16), _mulhrs),
+}
+SDOT = Instr("sdot", "dotprod", "llvm.aarch64.neon.sdot.v4i32.v16i8", ((4, 32), (16, 8), (16, 8)), (4, 32), _dot4(signed_x=True))
+SMULL = Instr("smull", "neon", "llvm.aarch64.neon.smull.v8i16", ((8, 8), (8, 8)), (8, 16), _mull)
+SADDLP = Instr("saddlp", "neon", "llvm.aarch64.neon.saddlp.v4i32.v8i16", ((8, 16),), (4, 32), _pairwise_accumulate)
+SQRDMULH = Instr("sqrdmulh", "neon", "llvm.aarch64.neon.sqrdmulh.v8i16", ((8, 16), (8, 16)), (8, 16), _qrdmulh)
+SQXTN16 = Instr("sqxtn", "neon", "llvm.aarch64.neon.sqxtn.v4i16", ((4, 32),), (4, 16), _narrow)
+SQXTN8 = Instr("sqxtn", "neon", "llvm.aarch64.neon.sqxtn.v8i8", ((8, 16),), (8, 8), _narrow)
+ABS = _abs
+"""|x| as generic code: LLVM finds pabsb by itself."""
+
+INSTRS: tuple[Instr, ...] = (
+    *(i for table in (VPDPBUSD, MADDUBS, MADD, SIGN, PACK16, PACK8, MULHRS) for i in table.values()),
+    SDOT,
+    SMULL,
+    SADDLP,
+    SQRDMULH,
+    SQXTN16,
+    SQXTN8,
+)
+"""Every row, for the tests."""
