@@ -1,0 +1,38 @@
+"""Working memory of programs: page-aligned blocks that concurrent calls borrow from a pool."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALIGNMENT = 64
+"""What programs require; `allocate` gives whole pages, so that emulators can map them as they are."""
+
+
+def allocate(size: int) -> NDArray[np.uint8]:
+    """`size` zero bytes that begin on a page; the array keeps the mapping alive."""
+    return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)[:size]
+
+
+class ArenaPool:
+    """Arenas of one size: as many as there were concurrent calls, whatever the threads."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._free: list[NDArray[np.uint8]] = []
+
+    @contextmanager
+    def lend(self) -> Iterator[NDArray[np.uint8]]:
+        """An arena for the time of a call (list.pop and list.append are atomic)."""
+        try:
+            arena = self._free.pop()
+        except IndexError:
+            arena = allocate(self.size)
+        try:
+            yield arena
+        finally:
+            self._free.append(arena)

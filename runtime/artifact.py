@@ -1,0 +1,159 @@
+"""The artifact: a folder that holds a compiled program, and manifest.json, which describes it.
+
+    {"format": 1, "tool": "qcompiler 0.1.0", "prefix": "model",
+     "target": {"name": "arm64-dotprod", "triple": "aarch64-unknown-linux-gnu", "arch": "aarch64", "os": "linux", "features": ["neon", "dotprod"]},
+     "arena_size": bytes, "weights_size": bytes, "code_size": bytes,
+     "inputs": [{"name", "shape", "dtype": "float32", "storage": "int8", "scale": 0.1 or null, "zero_point": 3}], "outputs": the same,
+     "entries": {"model_run": offset in model.img, "model_run_f32": offset},
+     "files": {"model.o": {"size": bytes, "sha256": hex}, ...},
+     "report": what the compiler says of the layers, "certificate": what was proven of the code}
+
+`features` are LLVM's names of what the CPU must have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import ArtifactError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+IMAGE = "model.img"
+LIBRARIES = {"linux": "model.so", "android": "model.so", "macos": "model.dylib", "windows": "model.dll"}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output: `run` takes it as `dtype`, `run_integer` as `storage`; real = scale * (integer - zero_point)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    storage: str = "int8"
+    scale: float | None = None
+    zero_point: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    def nbytes(self, integer: bool) -> int:
+        """Bytes of the dense array, as `run_integer` (or else `run`) takes it."""
+        return self.size * np.dtype(self.storage if integer else self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Interface:
+    """How a program is called: what goes in, what comes out, how much working memory it wants."""
+
+    prefix: str
+    arena_size: int
+    weights_size: int
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    def entry(self, integer: bool) -> str:
+        """Name of the C function."""
+        return f"{self.prefix}_run" if integer else f"{self.prefix}_run_f32"
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What a program was compiled for."""
+
+    name: str
+    triple: str
+    arch: str
+    os: str
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json."""
+
+    interface: Interface
+    target: Platform
+    entries: Mapping[str, int]
+    code_size: int
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    report: Any = None
+    certificate: Any = None
+    tool: str = ""
+
+    def to_json(self) -> str:
+        """As written to disk."""
+        flat = {"format": FORMAT, "tool": self.tool, "target": asdict(self.target), **asdict(self.interface)}
+        rest = {"code_size": self.code_size, "entries": dict(self.entries), "files": dict(self.files)}
+        return json.dumps({**flat, **rest, "report": self.report, "certificate": self.certificate}, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """The inverse; ArtifactError says what is missing or of another kind."""
+        try:
+            return _manifest(json.loads(text))
+        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            raise ArtifactError(f"{MANIFEST} is damaged: {type(problem).__name__} {problem}") from problem
+
+
+def _manifest(data: dict[str, Any]) -> Manifest:
+    if data["format"] != FORMAT:
+        found = f"format {data['format']}, made by {data.get('tool')}"
+        raise ArtifactError(f"expected an artifact of format {FORMAT}, found {found}; compile the model again")
+    tensors = {key: tuple(_tensor(t) for t in data[key]) for key in ("inputs", "outputs")}
+    interface = Interface(str(data["prefix"]), int(data["arena_size"]), int(data["weights_size"]), **tensors)
+    target = Platform(**{**data["target"], "features": tuple(data["target"]["features"])})
+    entries = {str(name): int(offset) for name, offset in data["entries"].items()}
+    return Manifest(
+        interface, target, entries, int(data["code_size"]), dict(data["files"]), data.get("report"), data.get("certificate"), str(data["tool"])
+    )
+
+
+def _tensor(data: dict[str, Any]) -> Tensor:
+    return Tensor(**{**data, "shape": tuple(int(d) for d in data["shape"])})
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+    """The manifest of the artifact in `folder`."""
+    path = Path(folder) / MANIFEST
+    try:
+        return Manifest.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ArtifactError(f"expected an artifact in '{folder}', but its {MANIFEST} cannot be read ({problem}); make one with qcompile") from problem
+
+
+def digest(data: bytes | memoryview) -> str:
+    """SHA-256, as in the manifest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in bounded memory."""
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def damaged_files(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """File name -> what is wrong with it, for every file of the artifact that is not as it was written."""
+    found = {}
+    for name, expected in read_manifest(folder).files.items():
+        path = Path(folder) / name
+        if not path.is_file():
+            found[name] = "missing"
+        elif (actual := file_digest(path)) != expected["sha256"]:
+            found[name] = f"expected sha256 {expected['sha256']}, found {actual}"
+    return found

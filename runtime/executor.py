@@ -1,0 +1,111 @@
+"""Calling compiled code: one protocol, whether the code is mapped, dlopened or emulated."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .artifact import IMAGE, LIBRARIES, Manifest, digest, file_digest
+from .cpu import mismatch
+from .errors import ArtifactError, MachineError
+from .memory import Code, map_bytes, map_file
+
+Array = NDArray[Any]
+
+# int run(const void *const *inputs, void *const *outputs, void *arena)
+_Signature = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)
+
+
+class Executor(Protocol):
+    """What runs an entry of a program on dense arrays; re-entrant where the code is native."""
+
+    def call(self, entry: str, inputs: Sequence[Array], outputs: Sequence[Array], arena: NDArray[np.uint8]) -> None:
+        """Run `entry`, which writes `outputs`; `arena` is working memory, aligned to 64."""
+        ...
+
+
+class NativeExecutor:
+    """Calls functions by their address; `owner` keeps the code alive."""
+
+    def __init__(self, addresses: Mapping[str, int], owner: object) -> None:
+        self._functions = {name: _Signature(address) for name, address in addresses.items()}
+        self._owner = owner
+
+    def call(self, entry: str, inputs: Sequence[Array], outputs: Sequence[Array], arena: NDArray[np.uint8]) -> None:
+        """As `Executor.call`; the interpreter's lock is released meanwhile."""
+        status = self._functions[entry](_pointers(inputs), _pointers(outputs), arena.ctypes.data)
+        check_status(entry, status)
+
+    @classmethod
+    def of_code(cls, code: Code, entries: Mapping[str, int]) -> NativeExecutor:
+        """Functions at `entries` of a mapped image."""
+        for name, offset in entries.items():
+            if not 0 <= offset < len(code):
+                raise ArtifactError(f"entry {name} is at {offset}, outside its image of {len(code)} bytes")
+        return cls({name: code.ctypes.data + offset for name, offset in entries.items()}, code)
+
+    @classmethod
+    def of_image(cls, image: bytes, entries: Mapping[str, int]) -> NativeExecutor:
+        """An image in memory."""
+        return cls.of_code(map_bytes(image), entries)
+
+    @classmethod
+    def of_library(cls, path: Path, entries: Mapping[str, int]) -> NativeExecutor:
+        """A shared library."""
+        library = ctypes.CDLL(str(path.resolve()))
+        return cls({name: ctypes.cast(library[name], ctypes.c_void_p).value or 0 for name in entries}, library)
+
+
+def check_status(entry: str, status: int) -> None:
+    """Programs return 0."""
+    if status != 0:
+        raise MachineError(f"expected {entry} to return 0, found {status}")
+
+
+def _pointers(arrays: Sequence[Array]) -> Any:
+    return (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
+
+
+def open_native(folder: Path, manifest: Manifest) -> NativeExecutor:
+    """The program of an artifact, on this machine: its shared library where there is one, else its image."""
+    target = manifest.target
+    if why := mismatch(target.arch, target.os, target.features):
+        raise MachineError(f"'{folder}' is compiled for {target.name}: {why}")
+    library = LIBRARIES.get(target.os, "")
+    if library in manifest.files:
+        check_digest(manifest, library, file_digest(existing(folder, library)))
+        try:
+            return NativeExecutor.of_library(folder / library, manifest.entries)
+        except OSError:  # of another libc, or a folder mounted noexec: the image may still do
+            pass
+    return NativeExecutor.of_code(open_image(folder, manifest), manifest.entries)
+
+
+def open_image(folder: Path, manifest: Manifest) -> Code:
+    """The image of an artifact, mapped, its digest verified."""
+    if IMAGE not in manifest.files:
+        raise ArtifactError(
+            f"expected {IMAGE} in '{folder}', found an artifact without: programs for {manifest.target.os} run as linked libraries only"
+        )
+    code = map_file(existing(folder, IMAGE))
+    check_digest(manifest, IMAGE, digest(code.data))
+    return code
+
+
+def existing(folder: Path, name: str) -> Path:
+    """The path of a file of the artifact."""
+    if not (folder / name).is_file():
+        raise ArtifactError(f"expected {name} in '{folder}', found no such file; compile the model again")
+    return folder / name
+
+
+def check_digest(manifest: Manifest, name: str, found: str) -> None:
+    """Refuse a file that is not as it was written."""
+    expected = manifest.files[name].get("sha256")
+    if found != expected:
+        raise ArtifactError(f"{name} is damaged: expected sha256 {expected}, found {found}; compile the model again")

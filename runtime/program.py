@@ -1,0 +1,110 @@
+"""A program in memory: arrays in, arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .arena import ArenaPool
+from .artifact import Interface, Tensor
+from .errors import InputError
+from .executor import Executor, NativeExecutor
+
+Array = NDArray[Any]
+
+
+class Program:
+    """A compiled network. Calls from several threads may overlap."""
+
+    def __init__(self, interface: Interface, executor: Executor) -> None:
+        self.interface = interface
+        self.executor = executor
+        self._arenas = ArenaPool(interface.arena_size)
+
+    @classmethod
+    def of_image(cls, interface: Interface, image: bytes, entries: Mapping[str, int]) -> Program:
+        """From the bytes of a flat image for this machine."""
+        return cls(interface, NativeExecutor.of_image(image, entries))
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Names, shapes and types of the inputs."""
+        return self.interface.inputs
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """Names, shapes and types of the outputs."""
+        return self.interface.outputs
+
+    def run(self, feeds: Mapping[str, ArrayLike]) -> dict[str, Array]:
+        """Real numbers in, real numbers out; integers inside. A larger leading batch is looped over."""
+        return self._run(feeds, integer=False)
+
+    def run_integer(self, feeds: Mapping[str, ArrayLike]) -> dict[str, Array]:
+        """Quantized inputs to quantized outputs."""
+        return self._run(feeds, integer=True)
+
+    def _run(self, feeds: Mapping[str, ArrayLike], integer: bool) -> dict[str, Array]:
+        arrays = _checked(self.inputs, feeds, integer)
+        count = _batch(self.inputs, arrays)
+        rows = [a.reshape(count, *t.shape) for t, a in zip(self.inputs, arrays)]
+        results = [np.empty((count, *t.shape), _dtype(t, integer)) for t in self.outputs]
+        with self._arenas.lend() as arena:
+            for i in range(count):
+                self.executor.call(self.interface.entry(integer), [r[i] for r in rows], [_row(r, i) for r in results], arena)
+        return {t.name: _merged(r, t.shape) for t, r in zip(self.outputs, results)}
+
+
+def _row(array: Array, index: int) -> Array:
+    """A view, also where rows are scalars."""
+    return array[index : index + 1].reshape(array.shape[1:])
+
+
+def _merged(rows: Array, shape: tuple[int, ...]) -> Array:
+    """Batch and leading axis as one."""
+    if not shape:
+        return rows.reshape(()) if len(rows) == 1 else rows
+    return rows.reshape(len(rows) * shape[0], *shape[1:])
+
+
+def _dtype(tensor: Tensor, integer: bool) -> np.dtype[Any]:
+    return np.dtype(tensor.storage if integer else tensor.dtype)
+
+
+def _checked(inputs: tuple[Tensor, ...], feeds: Mapping[str, ArrayLike], integer: bool) -> list[Array]:
+    """The arrays in order, dense and of the right type; InputError where they are not."""
+    expected = [t.name for t in inputs]
+    if set(feeds) != set(expected):
+        raise InputError(f"expected inputs {', '.join(map(repr, expected))}, found {', '.join(map(repr, feeds)) or 'none'}")
+    return [_converted(t, np.asarray(feeds[t.name]), integer) for t in inputs]
+
+
+def _converted(tensor: Tensor, array: Array, integer: bool) -> Array:
+    dtype = _dtype(tensor, integer)
+    same_kind = array.dtype.kind == "f" and dtype.kind == "f"
+    if array.dtype != dtype and not same_kind:
+        hint = "quantize it with the input's scale and zero point" if integer else f"convert it with .astype('{dtype}')"
+        raise InputError(f"input '{tensor.name}': expected {dtype}, found {array.dtype}; {hint}")
+    return np.ascontiguousarray(array, dtype).reshape(array.shape)
+
+
+def _batch(inputs: tuple[Tensor, ...], arrays: list[Array]) -> int:
+    """How often the program's own shape fits the leading axis: the same number for every input."""
+    counts = [_repeats(t, a) for t, a in zip(inputs, arrays)]
+    if len(set(counts)) > 1:
+        found = ", ".join(f"'{t.name}' {a.shape}" for t, a in zip(inputs, arrays))
+        raise InputError(f"expected the same batch in every input, found {found}")
+    return counts[0] if counts else 1
+
+
+def _repeats(tensor: Tensor, array: Array) -> int:
+    shape = tensor.shape
+    fits = array.ndim == len(shape) and array.shape[1:] == shape[1:]
+    if not fits or (shape and (array.shape[0] % shape[0] or not array.shape[0])):
+        batch = f" (or a multiple of {shape[0]} in front)" if shape else ""
+        raise InputError(f"input '{tensor.name}': expected shape {shape}{batch}, found {array.shape}")
+    return array.size // prod(shape)
