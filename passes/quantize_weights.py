@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.ir.types import Quantization
-from qcompiler.numerics.requantize import FRACTION_BITS, MAX_LEFT_SHIFT, MAX_RIGHT_SHIFT
+from qcompiler.numerics.requantize import FRACTION_BITS, MAX_RIGHT_SHIFT
 
 Array = NDArray[np.floating]
 MAX_BIAS = 1 << 30
@@ -35,11 +35,12 @@ class QuantizedWeights:
     raised: tuple[int, ...]
 
 
-def quantize_weights(weights: Array, bias: Array | None, x: Quantization, out: Quantization | None, mean: Array | None = None, bits: int = 8) -> QuantizedWeights:
-    """Weights [O, ...] read by an operand of quantization `x`; `out` is the result's quantization where known.
+def quantize_weights(
+    weights: Array, bias: Array | None, x: Quantization, out: Quantization | None, mean: Array | None = None, bits: int = 8
+) -> QuantizedWeights:
+    """Weights [O,kh,kw,C/groups] read by an operand of quantization `x`; `out` is the result's quantization where known.
 
-    `mean` is E[x] per input channel (the last axis of `weights`, or per output channel for depthwise weights [O,kh,kw,1]);
-    where given, the bias is corrected.
+    Where `mean`, E[x] per input channel [C], is given, the bias is corrected.
     """
     w = weights.astype(np.float64)
     b = np.zeros(w.shape[0]) if bias is None else bias.astype(np.float64)
@@ -66,9 +67,7 @@ def _least_scale(w: Array, b: Array, x: Quantization, out: Quantization | None) 
 
 
 def _mean_shift(error: Array, mean: Array) -> Array:
-    """E[(W_q S - W) x] per output channel."""
-    taps = error.sum((1, 2)) if error.ndim == 4 else error
-    return np.asarray(taps[:, 0] * mean if taps.shape[1] == 1 else taps @ mean)
-
-
-MAX_MULTIPLIER = 2.0 ** (MAX_LEFT_SHIFT - FRACTION_BITS)
+    """E[(W_q S - W) x] per output channel: `error` [O, kh, kw, C/groups], `mean` [C]."""
+    taps = error.sum((1, 2))
+    groups = len(mean) // taps.shape[1]
+    return np.asarray((taps * np.repeat(mean.reshape(groups, -1), len(taps) // groups, 0)).sum(1))

@@ -1,0 +1,75 @@
+"""The road from a float graph to integers, in order. This file is the figure of the method; each step has its own file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.ir.graph import Declined, Graph, Value
+from qcompiler.ir.ops import Conv
+from qcompiler.ir.types import Quantization
+from qcompiler.ir.verify import Stage, verify
+
+from .calibrate import Statistics, calibrate
+from .calibrate.choose import DEFAULT, Method, choose
+from .equalize import equalize
+from .insert_qdq import insert_qdq, share
+from .legalize import legalize
+from .lower import lower_to_integers
+from .prove_ranges import Bound, prove_ranges
+from .simplify import simplify
+from .storage_points import storage_points
+
+Batches = Iterable[Mapping[str, NDArray[np.generic]]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose of the quantization; the defaults need no choice on convolutional networks."""
+
+    method: Method = DEFAULT
+    equalize: bool = True
+    correct_bias: bool = True
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The graphs of one network at every stage, with the overflow proof and the reasons of what was not done."""
+
+    float_graph: Graph
+    qdq_graph: Graph
+    integer_graph: Graph
+    bounds: Mapping[Value, Bound]
+    declined: Declined = field(repr=False)
+
+
+def quantize(graph: Graph, batches: Batches, options: Options = Options(), progress: Callable[[int], None] | None = None) -> Quantized:
+    """Quantize an imported float graph, with calibration data; `progress` hears the number of samples seen.
+
+    Raises UnsupportedModel where an operator has no integer form, UsageError where the data does not fit, and ProofError
+    where an overflow cannot be excluded.
+    """
+    declined = Declined()
+    simple = simplify(graph, declined)
+    if options.equalize:
+        simple = equalize(simple, declined)
+    simple = verify(legalize(simple, declined), Stage.float)
+    statistics = calibrate(simple, batches, storage_points(simple), progress)
+    quantization = choose_all(simple, statistics, options.method)
+    qdq = verify(insert_qdq(simple, quantization, _means(simple, statistics) if options.correct_bias else None, declined), Stage.qdq)
+    integer = verify(lower_to_integers(qdq), Stage.integer)
+    return Quantized(simple, qdq, integer, prove_ranges(integer), declined)
+
+
+def choose_all(graph: Graph, statistics: Mapping[Value, Statistics], method: Method) -> dict[Value, Quantization]:
+    """The quantization of every stored value, equal where values share one."""
+    return share(graph, {v: choose(s, method) for v, s in statistics.items()})
+
+
+def _means(graph: Graph, statistics: Mapping[Value, Statistics]) -> dict[Value, NDArray[np.float64]]:
+    """E[x] per channel for what convolutions read."""
+    read = {v.inputs[0] for v in graph.order if isinstance(v.op, Conv)}
+    return {v: statistics[v].channel_mean for v in read if v in statistics}
