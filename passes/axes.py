@@ -70,7 +70,7 @@ def commute(shape: Axes, perm: Axes, out: Axes) -> Commuted | None:
 
     Groups are laid out in the order of their first source axis; what `before` still permutes is a true shuffle.
     """
-    if 0 in shape:
+    if 0 in shape or not wide_axes(shape):
         return None
     transposed = tuple(shape[p] for p in perm)
     groups = [(tuple(perm[i] for i in a), b) for a, b in reshape_groups(transposed, out)]

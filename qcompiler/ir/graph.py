@@ -98,7 +98,8 @@ class Sweep:
 
     def __init__(self, graph: Graph, declined: Declined) -> None:
         self.graph, self.declined = graph, declined
-        self._before: dict[Value, Value] = {}
+        self._before: dict[Value, list[Value]] = {}
+        self._after: dict[Value, Value] = {}
 
     def single_use(self, v: Value) -> bool:
         """Whether `v` has exactly one reader and is no graph output.
@@ -106,17 +107,19 @@ class Sweep:
         `v` may be a value of the graph under construction; one made by a rule within this very sweep is unknown and
         answers False: the next sweep will know it.
         """
-        old = self._before.get(v)
-        return old is not None and len(self.graph.uses[old]) == 1 and old not in self.graph.outputs
+        olds = self._before.get(v, ())
+        readers = [u for old in olds for u in self.graph.uses[old] if self._after.get(u) is not v]
+        return len(readers) == 1 and not any(old in self.graph.outputs for old in olds)
 
     def run(self, rules: Sequence[Rule]) -> Graph:
         """The graph after each value, its inputs already rewritten, was offered once to the rules in order."""
-        g, new = self.graph, dict[Value, Value]()
+        g, new = self.graph, self._after
         for v in g.order:
             rebuilt = _with_inputs(v, tuple(new[i] for i in v.inputs))
-            self._before[rebuilt] = v
+            self._before[rebuilt] = [v]
             answer = next((r for rule in rules if (r := rule(rebuilt, self)) is not None), rebuilt)
-            self._before.setdefault(answer, v)
+            if answer is not rebuilt:
+                self._before.setdefault(answer, []).append(v)
             new[v] = answer
         if all(new[v] is v for v in g.order):
             return g
