@@ -124,11 +124,6 @@ def _sign(b: Any, x: Any, by: Any) -> Any:
     return b.select(b.icmp_signed("<", by, zero), b.sub(zero, x), nonzero)
 
 
-def _abs(b: Any, x: Any) -> Any:
-    zero = splat(x.type, 0)
-    return b.select(b.icmp_signed("<", x, zero), b.sub(zero, x), x)
-
-
 def _pack(b: Any, x: Any, y: Any) -> Any:
     """x and y saturated to half width, interleaved by 128-bit parts: x0 y0 x1 y1 ..."""
     lanes, bits = x.type.count, x.type.element.width
@@ -161,6 +156,26 @@ def _mull(b: Any, x: Any, y: Any) -> Any:
 
 def _pairwise_accumulate(b: Any, x: Any) -> Any:
     return adjacent_sums(b, widen(b, x, 32), 2)
+
+
+def _pshufb(b: Any, x: Any, index: Any) -> Any:
+    """Per 128-bit part: byte (index & 15) of x, or 0 where bit 7 of the index is set."""
+    total = splat(x.type, 0)
+    for lane in range(16):
+        entry = pick(b, x, [i - i % 16 + lane for i in range(x.type.count)])
+        hit = b.icmp_signed("==", b.and_(index, splat(x.type, 0x8F - 256)), splat(x.type, lane))
+        total = b.select(hit, entry, total)
+    return total
+
+
+def _tbl4(b: Any, *args: Any) -> Any:
+    """Byte `index` of four concatenated registers, or 0 past the end."""
+    *rows, index = args
+    total = splat(index.type, 0)
+    for lane in range(64):
+        entry = pick(b, rows[lane // 16], [lane % 16] * 16)
+        total = b.select(b.icmp_signed("==", index, splat(index.type, lane)), entry, total)
+    return total
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -205,22 +220,27 @@ MULHRS = {
     256: _x86("vpmulhrsw", "avx2", "avx2.pmul.hr.sw", (16, 16), (16, 16), _mulhrs),
     512: _x86("vpmulhrsw", "avx512bw", "avx512.pmul.hr.sw.512", (32, 16), (32, 16), _mulhrs),
 }
+PSHUFB = {
+    128: _x86("pshufb", "ssse3", "ssse3.pshuf.b.128", (16, 8), (16, 8), _pshufb),
+    256: _x86("vpshufb", "avx2", "avx2.pshuf.b", (32, 8), (32, 8), _pshufb),
+    512: _x86("vpshufb", "avx512bw", "avx512.pshuf.b.512", (64, 8), (64, 8), _pshufb),
+}
 SDOT = Instr("sdot", "dotprod", "llvm.aarch64.neon.sdot.v4i32.v16i8", ((4, 32), (16, 8), (16, 8)), (4, 32), _dot4(signed_x=True))
 SMULL = Instr("smull", "neon", "llvm.aarch64.neon.smull.v8i16", ((8, 8), (8, 8)), (8, 16), _mull)
 SADDLP = Instr("saddlp", "neon", "llvm.aarch64.neon.saddlp.v4i32.v8i16", ((8, 16),), (4, 32), _pairwise_accumulate)
 SQRDMULH = Instr("sqrdmulh", "neon", "llvm.aarch64.neon.sqrdmulh.v8i16", ((8, 16), (8, 16)), (8, 16), _qrdmulh)
 SQXTN16 = Instr("sqxtn", "neon", "llvm.aarch64.neon.sqxtn.v4i16", ((4, 32),), (4, 16), _narrow)
 SQXTN8 = Instr("sqxtn", "neon", "llvm.aarch64.neon.sqxtn.v8i8", ((8, 16),), (8, 8), _narrow)
-ABS = _abs
-"""|x| as generic code: LLVM finds pabsb by itself."""
+TBL4 = Instr("tbl", "neon", "llvm.aarch64.neon.tbl4.v16i8", ((16, 8),) * 5, (16, 8), _tbl4)
 
 INSTRS: tuple[Instr, ...] = (
-    *(i for table in (VPDPBUSD, MADDUBS, MADD, SIGN, PACK16, PACK8, MULHRS) for i in table.values()),
+    *(i for table in (VPDPBUSD, MADDUBS, MADD, SIGN, PACK16, PACK8, MULHRS, PSHUFB) for i in table.values()),
     SDOT,
     SMULL,
     SADDLP,
     SQRDMULH,
     SQXTN16,
     SQXTN8,
+    TBL4,
 )
 """Every row, for the tests."""

@@ -74,7 +74,7 @@ class Target:
         return replace(self, os=os)
 
     def generic(self) -> Target:
-        """This row by meaning: the same bits on any CPU, for tests."""
+        """The row by meaning: the same bits on any CPU, for tests."""
         return replace(self, by_meaning=True)
 
     @property
@@ -163,6 +163,7 @@ def find_target(name: str) -> Target:
     """The row called `name`, or "host", optionally with an operating system: "arm64-dotprod@macos"."""
     row, _, os = name.partition("@")
     if row != "host" and row not in TARGETS:
-        raise UsageError(f"unknown target {row!r}; expected host or one of {', '.join(TARGETS)}, optionally followed by @ and one of {', '.join(TRIPLES)}")
+        expected = f"host or one of {', '.join(TARGETS)}, optionally followed by @ and one of {', '.join(TRIPLES)}"
+        raise UsageError(f"unknown target {row!r}; expected {expected}")
     target = host_target() if row == "host" else TARGETS[row]
     return target.for_os(os) if os else target

@@ -1,0 +1,373 @@
+"""What every kernel does with its accumulators: requantize, activate, add the residual. Written once.
+
+A kernel works on **blocks** of `count` (1, 2 or 4) registers of int32 accumulators, that is `count * lanes` consecutive channels
+(or elements) in `dsl.wide_order`. It uses four functions here, with the block's `constants` pointer and an `Epilogue`:
+
+    acc = epilogue.initial(k, constants, count)        # bias and rounding half: start the accumulators with it
+    ... acc += x * w ...                               # count registers per pixel; join up to 4 / count pixels
+    y = epilogue.apply(k, acc, constants, count, sources)  # 8 bits, in memory order where count is 4
+    store_pixels(k, y, pointers, count, nbytes, epilogue.stored)
+
+`Epilogue` is structure: frozen, hashable, part of the kernel's configuration, so that layers that differ only in numbers share
+one function. The numbers are `EpilogueData`, made by `describe(step, ...)`, and lie in read-only memory: `data.pack(...)`
+gives `epilogue.block_bytes(target, count)` bytes per block, blocks in order. Where all is uniform (one multiplier for all channels, no bias per
+channel) one block serves every place: `epilogue.uniform`.
+
+Elementwise kernels take count = 4: `k.load_activation(p).sext(32)` is such a block, and stores need no shuffle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.ir.graph import Value
+from qcompiler.ir.integer import Clamp, IntSum, Lookup, Requantize
+from qcompiler.ir.ops import const_data
+from qcompiler.numerics.requantize import output_offset, requantize_biased, rounding_half
+
+from . import instrs
+from .dsl import Kernel, Ptr, Val, wide_order
+from .lookup import emit_lookup
+from .target import Target
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where an epilogue reads other than constants: the residual's 8-bit values for this block, and the lookup tables."""
+
+    residual: Callable[[], Val] | None = None
+    tables: Ptr | None = None
+
+
+@dataclass
+class Reader:
+    """Walks the constants of a block: each entry begins at a multiple of the register size."""
+
+    k: Kernel
+    at: Ptr
+
+    def lanes(self, bits: int, count: int) -> Val:
+        """`count` registers."""
+        value = self.k.load(self.at, bits, count, align=self.k.target.vector_bytes)
+        self.at += count * self.k.target.vector_bytes
+        return value
+
+    def scalar(self, bits: int) -> Val:
+        """One number in all lanes."""
+        value = self.k.broadcast(self.at, bits)
+        self.at += self.k.target.vector_bytes
+        return value
+
+    def numbers(self, bits: int, count: int, uniform: bool) -> Val:
+        """A number for all lanes, or one per lane in the order of a block of `count` registers."""
+        return self.scalar(bits) if uniform else self.lanes(bits, registers(bits, count))
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Makes what `Reader` reads, for the channels of one block."""
+
+    target: Target
+    count: int
+    channels: slice
+
+    def numbers(self, values: Ints, bits: int) -> bytes:
+        """`values` has one element, or one per channel; channels beyond the last are zero."""
+        kind = np.int16 if bits == 16 else np.int32
+        if values.size == 1:
+            return values.astype(kind).tobytes().ljust(self.target.vector_bytes, b"\0")
+        here = values[self.channels]
+        padded = np.pad(here, (0, self.target.lanes * self.count - here.size))
+        return padded[wide_order(self.target, bits, self.count)].astype(kind).tobytes()
+
+
+def registers(bits: int, count: int) -> int:
+    """Registers of `bits`-wide lanes of a block of `count` int32 registers."""
+    return count if bits == 32 else max(1, count // 2)
+
+
+def _spread(value: Val, over: Val) -> Val:
+    """Constants of one block repeated for each of the pixels that are joined in `over`."""
+    return value if len(value) == 1 else value.repeat(len(over) // len(value))
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Requant:
+    """`Requantize`: int32 with the rounding half already in it, to int8, clamped to [lo, hi]."""
+
+    uniform: bool
+    left: bool
+    """Whether some channel shifts left."""
+    lo: int = -128
+    hi: int = 127
+
+    def emit(self, a: Val, r: Reader, count: int, sources: Sources) -> Val:
+        """numerics.requantize_biased over lanes that are registers."""
+        left = _spread(r.numbers(32, count, self.uniform), a) if self.left else None
+        right = _spread(r.numbers(32, count, self.uniform), a)
+        q = _halved(r.numbers(16, count, self.uniform), a)
+        return requantize_biased(a, left, right, q, r.scalar(16)).clamp(self.lo, self.hi)
+
+    def sizes(self, count: int) -> int:
+        """Registers of constants."""
+        wide, narrow = (1, 1) if self.uniform else (registers(32, count), registers(16, count))
+        return wide * (1 + self.left) + narrow + 1
+
+
+def _halved(q: Val, over: Val) -> Val:
+    """16-bit constants repeated for the packed registers of `over`."""
+    return q if len(q) == 1 else q.repeat(max(1, len(over) // 2) // len(q))
+
+
+@dataclass(frozen=True)
+class Clamped:
+    """`Clamp`."""
+
+    lo: int
+    hi: int
+
+    def emit(self, y: Val, r: Reader, count: int, sources: Sources) -> Val:
+        return y.clamp(self.lo, self.hi)
+
+    def sizes(self, count: int) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """`Lookup` in one table of 256 bytes at `tables + offset`."""
+
+    offset: int
+
+    def emit(self, y: Val, r: Reader, count: int, sources: Sources) -> Val:
+        if sources.tables is None:
+            raise ValueError("an epilogue with a lookup needs the pointer to its tables")
+        return emit_lookup(y, sources.tables + self.offset)
+
+    def sizes(self, count: int) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Residual:
+    """`IntSum((m, n))` with another operand: acc = m * y + n * other + correction, in 32 bits; multipliers of 16 bits."""
+
+    def emit(self, y: Val, r: Reader, count: int, sources: Sources) -> Val:
+        if sources.residual is None:
+            raise ValueError("an epilogue with a residual needs its operand")
+        other, m, n, correction = sources.residual(), r.scalar(16), r.scalar(16), r.scalar(32)
+        return weighted_pair(y.sext(16), m, other.sext(16), n) + correction
+
+    def sizes(self, count: int) -> int:
+        return 3
+
+
+Stage = Requant | Clamped | Table | Residual
+
+
+def weighted_pair(x: Val, m: Val, y: Val, n: Val) -> Val:
+    """m * x + n * y: 16-bit lanes (m and n one register) to 32 bits, within 128-bit parts."""
+    k = x.k
+    if k.target.arch == "aarch64":
+        return x.sext(32) * m.sext(32)[:1] + y.sext(32) * n.sext(32)[:1]
+    weights = k.zip(m, n)[0].regs[0]
+    halves = (half.regs[0] for i in range(len(x)) for half in k.zip(x[i : i + 1], y[i : i + 1]))
+    return Val(k, tuple(instrs.MADD[k.target.vector_bits](k, h, weights) for h in halves), 32)
+
+
+# --- the chain -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """Structure of an epilogue."""
+
+    stages: tuple[Stage, ...]
+    bias_uniform: bool = False
+    stored: bool = True
+    """Whether results are written in the arena's storage form; False for plain int8 (program outputs)."""
+    residual_stored: bool = True
+
+    @property
+    def uniform(self) -> bool:
+        """Whether one block of constants serves all channels."""
+        return self.bias_uniform and all(s.uniform for s in self.stages if isinstance(s, Requant))
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether another operand is added."""
+        return any(isinstance(s, Residual) for s in self.stages)
+
+    def block_bytes(self, target: Target, count: int) -> int:
+        """Bytes of constants per block."""
+        return target.vector_bytes * ((1 if self.bias_uniform else count) + sum(s.sizes(count) for s in self.stages))
+
+    def initial(self, k: Kernel, constants: Ptr, count: int) -> Val:
+        """The accumulators' start: bias and rounding half, `count` registers."""
+        bias = Reader(k, constants).numbers(32, count, self.bias_uniform)
+        return bias.repeat(count // len(bias))
+
+    def apply(self, k: Kernel, acc: Val, constants: Ptr, count: int, sources: Sources = Sources()) -> Val:
+        """From accumulators (of up to 4 registers: several pixels of `count`) to one register of 8-bit values."""
+        reader = Reader(k, constants + k.target.vector_bytes * (1 if self.bias_uniform else count))
+        y = acc
+        for s in self.stages:
+            y = s.emit(y, reader, count, sources)
+        return y
+
+
+@dataclass(frozen=True, eq=False)
+class EpilogueData:
+    """The numbers of an epilogue: `bias` (with the rounding half) and those of each stage in the order they are read."""
+
+    bias: Ints
+    numbers: tuple[tuple[Ints, int], ...]
+    """(values, bits) in order: values has one element or one per channel."""
+    tables: bytes = b""
+
+    def pack(self, target: Target, count: int, channels: int, start: int = 0) -> bytes:
+        """Constants of all blocks of `count` registers that cover channels [start, start + channels)."""
+        size = target.lanes * count
+        blocks = (Writer(target, count, slice(c, min(c + size, start + channels))) for c in range(start, start + channels, size))
+        return b"".join(self._block(w) for w in blocks)
+
+    def _block(self, w: Writer) -> bytes:
+        return b"".join(w.numbers(values, bits) for values, bits in ((self.bias, 32), *self.numbers))
+
+
+@dataclass
+class _Description:
+    stages: list[Stage] = field(default_factory=list)
+    numbers: list[tuple[Ints, int]] = field(default_factory=list)
+    tables: list[bytes] = field(default_factory=list)
+
+
+def describe(epilogue: Sequence[Value], bias: NDArray[np.integer] | int, producer: Value) -> tuple[Epilogue, EpilogueData]:
+    """Structure and numbers of a step's epilogue, its constants of one element or [C]. `bias` ([C] or one number) is what
+    the producer's accumulator starts with, without the rounding half of the first Requantize, which is added here."""
+    d, before = _Description(), producer
+    total = np.atleast_1d(np.asarray(bias, np.int64))
+    first = epilogue[0]
+    total = total + rounding_half(_ints(first.inputs[1])) if isinstance(first.op, Requantize) else total
+    for n, v in enumerate(epilogue):
+        after = epilogue[n + 1] if n + 1 < len(epilogue) else None
+        _describe_one(d, v, before, after)
+        before = v
+    uniform = total.size == 1
+    return Epilogue(tuple(d.stages), uniform), EpilogueData(total, tuple(d.numbers), b"".join(d.tables))
+
+
+def _describe_one(d: _Description, v: Value, before: Value, after: Value | None) -> None:
+    match v.op:
+        case Requantize():
+            _describe_requantize(d, v, v.op)
+        case Clamp(lo, hi):
+            d.stages.append(Clamped(lo, hi))
+        case Lookup():
+            d.stages.append(Table(sum(map(len, d.tables))))
+            d.tables.append(_ints(v.inputs[1]).astype(np.int8).tobytes())
+        case IntSum():
+            d.stages.append(Residual())
+            d.numbers.extend(_residual_numbers(v, v.op, before, after))
+        case _:
+            raise TypeError(f"{type(v.op).__name__} '{v.name}' cannot run in an epilogue")
+
+
+def _describe_requantize(d: _Description, v: Value, op: Requantize) -> None:
+    shift, q = np.broadcast_arrays(_ints(v.inputs[1]), _ints(v.inputs[2]))
+    left = bool((shift < 0).any())
+    d.stages.append(Requant(shift.size == 1, left, op.lo, op.hi))
+    amounts = [(np.maximum(-shift, 0), 32)] * left + [(np.maximum(shift, 0), 32)]
+    d.numbers.extend([*amounts, (q, 16), (np.array([output_offset(zero_point(v))]), 16)])
+
+
+def _residual_numbers(v: Value, op: IntSum, before: Value, after: Value | None) -> Iterator[tuple[Ints, int]]:
+    """Multiplier of the chain, of the other operand, and -m z - n z' with the rounding half of what follows."""
+    own = v.inputs.index(before)
+    other = 1 - own
+    if max(map(abs, op.multipliers)) >= 1 << 15:
+        raise ValueError(f"multipliers {op.multipliers} of '{v.name}' do not fit in 16 bits")
+    correction = -sum(m * zero_point(x) for m, x in zip(op.multipliers, v.inputs))
+    half = rounding_half(_ints(after.inputs[1])) if after is not None else np.zeros(1, np.int64)
+    yield np.array([op.multipliers[own]]), 16
+    yield np.array([op.multipliers[other]]), 16
+    yield correction + half, 32
+
+
+def zero_point(v: Value) -> int:
+    """Zero point of an int8 value."""
+    return v.type.quant.zero_point[0] if v.type.quant is not None else 0
+
+
+def _ints(v: Value) -> Ints:
+    data = const_data(v)
+    if data is None:
+        raise TypeError(f"'{v.name}' is not a constant")
+    return data.astype(np.int64).reshape(-1)
+
+
+# --- pixels in memory ------------------------------------------------------------------------------------------------
+
+
+def pixel_order(target: Target, count: int) -> list[int]:
+    """int32 lanes of a joined 8-bit register in the order of memory, pixel after pixel.
+
+    Part l of the register holds, for each of 4 / count pixels p, the 4 * count bytes of its channels from 4 * count * l on.
+    """
+    return [part * 4 + pixel * count + j for pixel in range(4 // count) for part in range(target.parts) for j in range(count)]
+
+
+def store_pixels(k: Kernel, y: Val, pointers: Sequence[Ptr], count: int, nbytes: int, stored: bool = True) -> None:
+    """`nbytes` channels of each joined pixel to its pointer; neighbours in memory are written at once."""
+    size = k.target.lanes * count
+    ordered = _permuted(k, k.unbias(y) if stored else y, pixel_order(k.target, count))
+    for first, number in _neighbours(pointers, size if nbytes == size else 0):
+        k.store(pointers[first], ordered, (number - 1) * size + nbytes, first * size)
+
+
+def load_pixels(k: Kernel, pointers: Sequence[Ptr], count: int, nbytes: int, stored: bool = True) -> Val:
+    """The inverse: 8-bit values of the pixels joined in one register, as `sat` would leave them."""
+    size = k.target.lanes * count
+    whole: Val | None = None
+    for first, number in _neighbours(pointers, size if nbytes == size else 0):
+        piece = k.load_lanes(pointers[first], 8, (number - 1) * size + nbytes)
+        whole = piece if whole is None else _placed(k, whole, piece, first * size)
+    assert whole is not None
+    order = pixel_order(k.target, count)
+    y = _permuted(k, whole, [order.index(i) for i in range(len(order))])
+    return k.unbias(y) if stored else y
+
+
+def _placed(k: Kernel, whole: Val, piece: Val, at: int) -> Val:
+    """`whole` with its bytes from `at` on replaced by those of `piece` from 0 on."""
+    lanes = k.target.vector_bytes
+    return whole.map(lambda a, b: instrs.shuffle(k.b, a, b, [i if i < at else lanes + i - at for i in range(lanes)]), piece)
+
+
+def _permuted(k: Kernel, y: Val, order: list[int]) -> Val:
+    if order == sorted(order):
+        return y
+    return k.reinterpret(k.permute(k.reinterpret(y, 32), order), 8)
+
+
+def _neighbours(pointers: Sequence[Ptr], size: int) -> Iterator[tuple[int, int]]:
+    """(first, number) of the runs of pointers that are `size` bytes apart."""
+    first = 0
+    for i in range(1, len(pointers) + 1):
+        if i == len(pointers) or pointers[i].base is not pointers[i - 1].base or pointers[i].offset != pointers[i - 1].offset + size:
+            yield first, i - first
+            first = i
+
+
+def plain(epilogue: Epilogue) -> Epilogue:
+    """The same, writing plain int8."""
+    return replace(epilogue, stored=False)

@@ -1,0 +1,46 @@
+"""Table lookup of every 8-bit lane: 256 entries, index x + 128.
+
+x86 shuffles 16 entries at a time: for row i, x + 128 xor 16 i is below 16 exactly where the high nibble is i, and adding 0x70 with unsigned
+saturation sets bit 7 in all others, for which pshufb gives zero; sixteen rows are or-ed. AArch64 looks up 64 entries at a time with tbl/tbx.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import instrs
+from .dsl import Kernel, Ptr, Val
+
+
+def emit_lookup(x: Val, table: Ptr) -> Val:
+    """table[x + 128] for each 8-bit lane."""
+    k = x.k
+    unsigned = x ^ x.splat(-128)
+    rows = [_row(k, table + 16 * i) for i in range(16)]
+    return unsigned.map(lambda r: _shuffled(k, r, rows))
+
+
+def _row(k: Kernel, p: Ptr) -> Any:
+    """16 bytes in every 128-bit part."""
+    row = k.b.load(p.ir, align=1, typ=instrs.vector_type((16, 8)))
+    return instrs.pick(k.b, row, [i % 16 for i in range(k.target.vector_bytes)])
+
+
+def _shuffled(k: Kernel, x: Any, rows: list[Any]) -> Any:
+    if k.target.arch == "aarch64":
+        return _tbl(k, x, rows)
+    total = None
+    for i, row in enumerate(rows):
+        index = k.intrinsic("uadd.sat", k.b.xor(x, instrs.splat(x.type, 16 * i)), instrs.splat(x.type, 0x70))
+        piece = instrs.PSHUFB[k.target.vector_bits](k, row, index)
+        total = piece if total is None else k.b.or_(total, piece)
+    return total
+
+
+def _tbl(k: Kernel, x: Any, rows: list[Any]) -> Any:
+    """Indices past 63 give zero in tbl4: four lookups of x - 64 i, or-ed."""
+    total = None
+    for i in range(4):
+        piece = instrs.TBL4(k, *rows[4 * i : 4 * i + 4], k.b.sub(x, instrs.splat(x.type, 64 * i)))
+        total = piece if total is None else k.b.or_(total, piece)
+    return total
