@@ -1,0 +1,211 @@
+"""Partition an integer graph into steps: which operators run together as one kernel, and in which order.
+
+    step = producer, then a chain of operators applied to each of its results while they are still in registers
+
+An accumulator (int32) never reaches memory, so each `Requantize` opens a step together with the producer of its
+accumulator. The chain grows over single-use operators: `Clamp`, `Lookup`, and behind a convolution one residual addition
+`IntSum(y, other)` with its own `Requantize`. Chains are single-use, so the only edge that leaves a step leaves its
+result: contracting steps cannot make a cycle. Fusion changes no bit; it only saves trips to memory.
+
+The order is whichever has the smaller peak of live bytes: the graph's own, or the greedy one that always runs the ready
+step which frees most (Liberis & Lane, "Neural networks on microcontrollers: saving memory at inference via operator
+reordering", 2019, search the same space exhaustively).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from qcompiler.errors import UnsupportedModel
+from qcompiler.ir.graph import Declined, Graph, Value
+from qcompiler.ir.integer import Clamp, IntConv, IntSum, Lookup, Requantize
+from qcompiler.ir.ops import Const, Dequantize, Input, Quantize
+from qcompiler.ir.types import DType
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One kernel: `producer` is the operator whose loop nest it is, `epilogue` is applied in order to each of its results."""
+
+    producer: Value
+    epilogue: tuple[Value, ...] = ()
+
+    @property
+    def result(self) -> Value:
+        """The value that the step stores."""
+        return self.epilogue[-1] if self.epilogue else self.producer
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """All values computed by the step, in order."""
+        return (self.producer, *self.epilogue)
+
+    @property
+    def residual(self) -> Value | None:
+        """The other operand of the residual addition in the epilogue, if there is one."""
+        return next((i for v in self.epilogue if isinstance(v.op, IntSum) for i in v.inputs if i not in self.values), None)
+
+    @cached_property
+    def operands(self) -> tuple[Value, ...]:
+        """Values that the step reads from memory: the producer's operands, then the residual; constants are not among them."""
+        read = self.producer.inputs if self.residual is None else (*self.producer.inputs, self.residual)
+        return tuple(v for v in read if not isinstance(v.op, Const))
+
+
+def program_inputs(graph: Graph) -> tuple[Value, ...]:
+    """What the integer program is handed: the `Quantize` of each float input, or the input itself where it is integer."""
+    return tuple(v for i in graph.inputs for v in _entries(graph, i))
+
+
+def _entries(graph: Graph, v: Value) -> tuple[Value, ...]:
+    if not v.type.dtype.is_float:
+        return (v,)
+    return tuple(dict.fromkeys(u for u in graph.uses[v] if isinstance(u.op, Quantize)))
+
+
+def program_outputs(graph: Graph) -> tuple[Value, ...]:
+    """What the integer program hands back: the operand of each output's `Dequantize`, or the output itself."""
+    return tuple(v.inputs[0] if isinstance(v.op, Dequantize) else v for v in graph.outputs)
+
+
+def partition(graph: Graph, declined: Declined | None = None) -> tuple[Step, ...]:
+    """The steps of an integer `graph` in execution order; reasons why operators did not fuse go to `declined`."""
+    declined = declined if declined is not None else Declined()
+    fused = set[Value]()
+    steps = list[Step]()
+    for v in reversed(_computed(graph)):  # from the back: a chain is found at its end, and claims what it holds
+        if v in fused or _is_accumulator(v, graph):
+            continue
+        step = _step_ending_in(v, graph, declined)
+        fused.update(step.values)
+        steps.append(step)
+    return min_memory_order(steps[::-1], program_outputs(graph))
+
+
+def _computed(graph: Graph) -> tuple[Value, ...]:
+    boundary = (Const, Input, Quantize, Dequantize)
+    return tuple(v for v in graph.order if not isinstance(v.op, boundary))
+
+
+def _is_accumulator(v: Value, graph: Graph) -> bool:
+    readers = (*graph.uses[v], *(o for o in graph.outputs if o is v))
+    if v.type.dtype is DType.i32 and not all(isinstance(u.op, Requantize) and u is not v for u in readers):
+        raise UnsupportedModel([f"{v!r} is an accumulator, but its reader is not a Requantize; integer programs store int8"])
+    return v.type.dtype is DType.i32
+
+
+def _step_ending_in(result: Value, graph: Graph, declined: Declined) -> Step:
+    chain = [result]
+    while (before := _continues(chain[-1], graph, declined)) is not None:
+        chain.append(before)
+    producer, *epilogue = reversed(chain)
+    return Step(producer, tuple(epilogue))
+
+
+def _continues(v: Value, graph: Graph, declined: Declined) -> Value | None:
+    """The value whose step `v` joins as the next operator of its epilogue; None where `v` is a producer."""
+    match v.op:
+        case Requantize():
+            return _accumulator(v.inputs[0], graph, declined)
+        case Clamp() | Lookup():
+            return v.inputs[0] if _accepts(v.inputs[0], v, graph, declined) else None
+        case IntSum():
+            return _residual_host(v, graph, declined)
+    return None
+
+
+def _accumulator(acc: Value, graph: Graph, declined: Declined) -> Value:
+    if graph.only_use(acc) is None:
+        declined(acc, "the accumulator has several users: it is computed once for each")
+    return acc
+
+
+def _accepts(host: Value, v: Value, graph: Graph, declined: Declined) -> bool:
+    """Whether pointwise `v` may run in the epilogue of the step that computes `host`."""
+    kind = type(v.op).__name__
+    if not isinstance(host.op, (Requantize, Clamp, Lookup)):
+        return False  # data movement has no epilogue: `v` is a kernel of its own
+    if graph.only_use(host) is None:
+        declined(v, f"{kind} is not fused: {host.name} has several users or is an output")
+        return False
+    return _host_of(host) is not None
+
+
+def _host_of(v: Value) -> Value | None:
+    """The int32 producer at the start of the chain that ends in `v`, through pointwise operators; None if there is none."""
+    while isinstance(v.op, (Clamp, Lookup)):
+        v = v.inputs[0]
+    return v.inputs[0] if isinstance(v.op, Requantize) else None
+
+
+def _residual_host(v: Value, graph: Graph, declined: Declined) -> Value | None:
+    """The operand of addition `v` whose convolution takes the addition into its epilogue: the one computed last."""
+    if len(v.inputs) != 2 or graph.only_use(v) is None:
+        return None
+    hosts = [x for x, other in (v.inputs, v.inputs[::-1]) if _can_add(x, other, v, graph, declined)]
+    return max(hosts, key=graph.order.index, default=None)
+
+
+def _can_add(x: Value, other: Value, v: Value, graph: Graph, declined: Declined) -> bool:
+    producer = _host_of(x)
+    if producer is None or not isinstance(producer.op, IntConv):
+        return False
+    problem = _why_not_add(x, other, v, graph)
+    if problem:
+        declined(v, f"addition is not fused into {producer.name}: {problem}")
+    return problem is None
+
+
+def _why_not_add(x: Value, other: Value, v: Value, graph: Graph) -> str | None:
+    if not all(graph.only_use(u) for u in _chain(x)):
+        return f"{x.name} has several users or is an output"
+    if isinstance(other.op, Const):
+        return f"{other.name} is a constant"
+    if other.shape != v.shape or x.shape != v.shape:
+        return f"operands broadcast ({x.type} and {other.type})"
+    return None
+
+
+def _chain(x: Value) -> Iterator[Value]:
+    while isinstance(x.op, (Clamp, Lookup)):
+        yield x
+        x = x.inputs[0]
+    yield x
+
+
+def min_memory_order(steps: Sequence[Step], kept: Sequence[Value]) -> tuple[Step, ...]:
+    """`steps` (producers before users) in the order with the smaller peak: as given, or greedy. `kept` live to the end."""
+    return min((tuple(steps), _greedy(steps, kept)), key=lambda order: peak_bytes(order, kept))
+
+
+def peak_bytes(steps: Sequence[Step], kept: Sequence[Value]) -> int:
+    """Greatest sum of the bytes of results that are live at once, were each in a buffer of its own."""
+    last = {v: n for n, step in enumerate(steps) for v in step.operands} | dict.fromkeys(kept, len(steps))
+    live = peak = 0
+    for n, step in enumerate(steps):
+        live += step.result.type.nbytes
+        peak = max(peak, live)
+        live -= sum(v.type.nbytes for v in {*step.operands, step.result} if last.get(v, n) == n and not isinstance(v.op, (Input, Quantize)))
+    return peak
+
+
+def _greedy(steps: Sequence[Step], kept: Sequence[Value]) -> tuple[Step, ...]:
+    made_by = {s.result: s for s in steps}
+    readers = Counter(v for s in steps for v in set(s.operands) if v in made_by) + Counter(kept)
+    todo, done, order = list(steps), set[Value](), list[Step]()
+    while todo:
+        ready = (s for s in todo if all(v in done or v not in made_by for v in s.operands))
+        best = min(ready, key=lambda s: _growth(s, readers))
+        todo.remove(best)
+        done.add(best.result)
+        readers.subtract(v for v in set(best.operands) if v in made_by)
+        order.append(best)
+    return tuple(order)
+
+
+def _growth(step: Step, readers: Mapping[Value, int]) -> int:
+    """Bytes that become live minus bytes that die when `step` runs next."""
+    return step.result.type.nbytes - sum(v.type.nbytes for v in set(step.operands) if readers.get(v) == 1)

@@ -1,0 +1,290 @@
+"""Plan memory: give every stored value a `Layout`, turn data movement into copies or into nothing, and fill halos.
+
+The plan is a flat list of actions for the backend: `Run` a kernel, `Copy` between two layouts, `Fill` with a constant.
+
+- **Halo.** A convolution reads its padding from memory: the buffer of its operand has border rows and columns, as wide as
+  the widest convolution that reads it needs, filled with the zero point before the buffer's first writer. Pooling clips.
+- **Parts.** An operand of `Concat` (or of a constant `Pad`) is written by its producer straight into the result's
+  buffer, unless it has its own halo that the result cannot share, already lies elsewhere, or is not computed here.
+- **Views.** `Reshape`, `Slice` and a `Transpose` that only moves axes of size 1 address their operand's buffer where
+  strides can say it. A slice of channels shares its operand's halo.
+- **Movement.** What is left of `Concat`, `Pad`, `Reshape`, `Slice`, `Transpose`, `Expand` and `Tile` are copies.
+- **Ends.** A program output that nothing else reads is written straight to the caller's buffer, else copied there.
+  Convolutions never read the caller's memory (no halo, no slack, plain storage): such inputs are copied first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qcompiler.ir.graph import Graph, Value
+from qcompiler.ir.ops import Concat, Expand, Pad, Reshape, Slice, Tile, Transpose
+
+from .arena import Block, arena_size, padded_size, place
+from .layouts import ARENA, Buffer, Layout, Space, dense, dense_strides, itemsize
+from .partition import Step
+from .placement import Halo, Placement, is_movement, slots
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Run the kernel of `step`; `operands` are the layouts of `step.operands`."""
+
+    step: Step
+    operands: tuple[Layout, ...]
+    result: Layout
+
+
+@dataclass(frozen=True)
+class Copy:
+    """``target[i] = source[i]`` for all i within `shape`; source strides may be zero or negative, any may be innermost.
+
+    `value` names what is copied and gives the element type; where `source` is a constant, its data.
+    """
+
+    value: Value
+    shape: tuple[int, ...]
+    source: Layout
+    target: Layout
+
+
+@dataclass(frozen=True)
+class Fill:
+    """``target[i] = q`` for all i within `shape`: the halo of `value`, or the border that a `Pad` invents."""
+
+    value: Value
+    shape: tuple[int, ...]
+    target: Layout
+    q: int
+
+
+Action = Run | Copy | Fill
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What to do, where everything lies, and how large the arena is. `inputs` and `outputs` are the program's values."""
+
+    actions: tuple[Action, ...]
+    layouts: Mapping[Value, Layout]
+    blocks: tuple[Block, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+    @property
+    def arena_size(self) -> int:
+        """Bytes of arena that the caller hands in, aligned to 64."""
+        return arena_size(self.blocks)
+
+    @property
+    def fills(self) -> tuple[Fill, ...]:
+        """The filling actions among `actions`."""
+        return tuple(a for a in self.actions if isinstance(a, Fill))
+
+
+def plan_memory(graph: Graph, steps: Sequence[Step]) -> Plan:
+    """The plan of the integer `graph` whose kernels are `steps`, in that order."""
+    placement = Placement(graph, tuple(steps))
+    actions = tuple(_with_fills(_actions(placement), placement))
+    blocks = place(_blocks(actions, placement))
+    offsets = dict(zip(_arena_buffers(actions), (b.offset for b in blocks), strict=True))
+    layouts = {v: _resolve(placement.layout(v), offsets) for v in placement.stored}
+    return Plan(tuple(_resolved(a, offsets) for a in actions), layouts, blocks, placement.inputs, placement.outputs)
+
+
+# --- actions -----------------------------------------------------------------------------------------------------
+
+
+def _actions(p: Placement) -> Iterator[Action]:
+    staged = set[Value]()
+    for s in p.steps:
+        for v in s.operands:
+            if p.staged(v, s) and v not in staged:
+                staged.add(v)
+                yield Copy(v, v.shape, p.layout(v), p.home(v, 1))
+        yield from _move(s.producer, p) if is_movement(s.producer) else [_run(s, p)]
+    yield from _hand_out(p)
+
+
+def _run(s: Step, p: Placement) -> Run:
+    return Run(s, tuple(p.read(v, s) for v in s.operands), p.layout(s.result))
+
+
+def _hand_out(p: Placement) -> Iterator[Copy]:
+    """Copies of the program outputs that do not lie in the caller's buffer yet."""
+    for n, v in enumerate(p.outputs):
+        target = dense(v.type, Buffer(Space.output, n))
+        if p.layout(v).buffer != target.buffer:
+            yield Copy(v, v.shape, p.layout(v), target)
+
+
+def _move(v: Value, p: Placement) -> Iterator[Action]:
+    """The copies, perhaps none, that make the movement operator `v`."""
+    target = p.layout(v)
+    match v.op:
+        case Concat():
+            for x, index in slots(v):
+                yield from _copy(x, x.shape, p.layout(x), target.moved(index))
+        case Pad():
+            yield from _pad(v, v.op, p)
+        case Slice():
+            yield from _copy(v.inputs[0], v.shape, p.layout(v.inputs[0]).sliced(v.op), target)
+        case Transpose():
+            yield from _transpose(v, v.op, p)
+        case Reshape():
+            yield from _reshape(v, p)
+        case Expand():
+            yield from _copy(v.inputs[0], v.shape, _broadcast(v.inputs[0], v.shape, p.layout(v.inputs[0])), target)
+        case Tile():
+            yield _tile(v, v.op, p)
+
+
+def _copy(value: Value, shape: tuple[int, ...], source: Layout, target: Layout) -> Iterator[Copy]:
+    same = all(d == 1 or a == b for d, a, b in zip(shape, source.strides, target.strides, strict=True))
+    if not same or (source.buffer, source.offset) != (target.buffer, target.offset):
+        yield Copy(value, shape, source, target)
+
+
+def _transpose(v: Value, op: Transpose, p: Placement) -> Iterator[Copy]:
+    source = p.layout(v.inputs[0])
+    yield from _copy(v.inputs[0], v.shape, source.with_strides(tuple(source.strides[a] for a in op.perm)), p.layout(v))
+
+
+def _reshape(v: Value, p: Placement) -> Iterator[Copy]:
+    """One copy in the shape of either side, or two through a dense buffer where no shape names both by strides."""
+    x, size = v.inputs[0], itemsize(v.type)
+    source, target = p.layout(x), p.layout(v)
+    viewed, written = source.reshaped(x.shape, v.shape, size), target.reshaped(v.shape, x.shape, size)
+    if viewed is not None:
+        yield from _copy(x, v.shape, viewed, target)
+    elif written is not None:
+        yield from _copy(x, x.shape, source, written)
+    else:
+        between = p.home(v, 2)
+        yield Copy(x, x.shape, source, between.with_strides(dense_strides(x.shape, size)))
+        yield Copy(x, v.shape, between, target)
+
+
+def _broadcast(x: Value, shape: tuple[int, ...], layout: Layout) -> Layout:
+    fill = len(shape) - x.type.rank
+    return layout.with_strides((0,) * fill + tuple(0 if d == 1 else s for d, s in zip(x.shape, layout.strides)))
+
+
+def _tile(v: Value, op: Tile, p: Placement) -> Copy:
+    """Each axis becomes two, (repeat, element): the source does not move along the first, the target moves by a whole copy."""
+    x = v.inputs[0]
+    source, target = p.layout(x), p.layout(v)
+    shape = tuple(n for d, r in zip(x.shape, op.repeats) for n in (r, d))
+    read = tuple(n for s in source.strides for n in (0, s))
+    written = tuple(n for d, s in zip(x.shape, target.strides) for n in (d * s, s))
+    return Copy(x, shape, source.with_strides(read), target.with_strides(written))
+
+
+def _pad(v: Value, op: Pad, p: Placement) -> Iterator[Action]:
+    """The kept part of the operand, and one border after the other, each as long as the axes before it leave it."""
+    x = v.inputs[0]
+    source, target, q = p.layout(x), p.layout(v), _padding(v, op)
+    lo = tuple(max(-before, 0) for before, _ in op.pads)
+    at = tuple(max(before, 0) for before, _ in op.pads)
+    kept = tuple(d + min(before, 0) + min(after, 0) for d, (before, after) in zip(x.shape, op.pads))
+    yield from _copy(x, kept, source.moved(lo), target.moved(at))
+    yield from _borders(v, kept, at, target, q)
+
+
+def _padding(v: Value, op: Pad) -> int:
+    """The integer that stands for the padding's real value."""
+    return int(op.value) if v.type.quant is None else int(v.type.quant.quantize(np.asarray(op.value, np.float32)))
+
+
+def _borders(v: Value, kept: tuple[int, ...], at: tuple[int, ...], target: Layout, q: int) -> Iterator[Fill]:
+    for axis, whole in enumerate(v.shape):
+        for start, size in ((0, at[axis]), (at[axis] + kept[axis], whole - at[axis] - kept[axis])):
+            if size:
+                index = (*at[:axis], start, *(0,) * (len(kept) - axis - 1))
+                yield Fill(v, (*kept[:axis], size, *v.shape[axis + 1 :]), target.moved(index), q)
+
+
+# --- halos -------------------------------------------------------------------------------------------------------
+
+
+def _with_fills(actions: Iterable[Action], p: Placement) -> Iterator[Action]:
+    """`actions` with the halo of each buffer filled before its first writer."""
+    homes = {p.home(v, role).buffer: (v, role) for v, halo in p.halos.items() if halo for role in (0, 1)}
+    for a in actions:
+        for buffer in _touched(a):
+            if buffer in homes:
+                v, role = homes.pop(buffer)
+                yield from halo_fills(v, p.halos[v], p.home(v, role))
+        yield a
+
+
+def halo_fills(v: Value, halo: Halo, layout: Layout) -> Iterator[Fill]:
+    """Three fills in bytes: from the start to the first element, between rows, and from the last element to the end."""
+    n, h, w, c = v.shape
+    image, row, pixel, _ = layout.strides
+    start = layout.offset - halo.top * row - halo.left * pixel
+    head = halo.top * row + halo.left * pixel
+    q = v.type.quant.zero_point[0] if v.type.quant else 0
+    for lines, at, size in (
+        (1, start, head),
+        (h - 1, layout.offset + w * c, (halo.left + halo.right) * c),
+        (1, layout.offset + (h - 1) * row + w * c, halo.right * c + halo.bottom * row),
+    ):
+        if size and lines:
+            yield Fill(v, (n, lines, size), Layout(layout.buffer, at, (image, row, 1)), q)
+
+
+# --- from numbered buffers to one arena --------------------------------------------------------------------------
+
+
+def _touched(a: Action) -> tuple[Buffer, ...]:
+    """The arena buffers that an action reads or writes."""
+    match a:
+        case Run():
+            layouts: tuple[Layout, ...] = (*a.operands, a.result)
+        case Copy():
+            layouts = (a.source, a.target)
+        case Fill():
+            layouts = (a.target,)
+    return tuple(dict.fromkeys(x.buffer for x in layouts if x.in_arena))
+
+
+def _arena_buffers(actions: Sequence[Action]) -> tuple[Buffer, ...]:
+    return tuple(dict.fromkeys(b for a in actions for b in _touched(a)))
+
+
+def _blocks(actions: Sequence[Action], p: Placement) -> list[Block]:
+    """One block per arena buffer, alive from the first action that touches it to the last."""
+    first, last = dict[Buffer, int](), dict[Buffer, int]()
+    for n, a in enumerate(actions):
+        for b in _touched(a):
+            first.setdefault(b, n)
+            last[b] = n
+    return [Block(_block_name(b, p), first[b], last[b], padded_size(_nbytes(b, p))) for b in first]
+
+
+def _block_name(b: Buffer, p: Placement) -> str:
+    return p.graph.order[b.index // 3].name + ("", " (copy)", " (dense)")[b.index % 3]
+
+
+def _nbytes(b: Buffer, p: Placement) -> int:
+    v, role = p.graph.order[b.index // 3], b.index % 3
+    halo = Halo() if role == 2 else p.halos.get(v, Halo())
+    return int(np.prod(halo.grown(v.shape), dtype=np.int64)) * itemsize(v.type)
+
+
+def _resolve(layout: Layout, offsets: Mapping[Buffer, int]) -> Layout:
+    return replace(layout, buffer=ARENA, offset=layout.offset + offsets[layout.buffer]) if layout.in_arena else layout
+
+
+def _resolved(a: Action, offsets: Mapping[Buffer, int]) -> Action:
+    match a:
+        case Run():
+            return Run(a.step, tuple(_resolve(x, offsets) for x in a.operands), _resolve(a.result, offsets))
+        case Copy():
+            return replace(a, source=_resolve(a.source, offsets), target=_resolve(a.target, offsets))
+        case Fill():
+            return replace(a, target=_resolve(a.target, offsets))

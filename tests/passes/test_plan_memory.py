@@ -1,0 +1,290 @@
+"""The memory plan: executed over real bytes it gives the reference's results, and it moves no more bytes than it must."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from integer_graphs import Builder
+from memory_model import MemoryModel
+
+from qcompiler.backends import reference
+from qcompiler.ir.graph import Value
+from qcompiler.ir.ops import PadMode, Reduction
+from qcompiler.passes.arena import ALIGNMENT, Block, arena_size, live_bytes, place
+from qcompiler.passes.layouts import Space, dense_strides, reshaped_strides
+from qcompiler.passes.partition import partition
+from qcompiler.passes.plan_memory import Copy, Plan, Run, plan_memory
+
+SAME = ((1, 1), (1, 1))
+
+
+def check(b: Builder, *outputs: Value) -> Plan:
+    """The plan of the graph with these outputs, after executing it against the reference."""
+    graph = b.graph(*outputs)
+    plan = plan_memory(graph, partition(graph))
+    feeds = b.feeds()
+    expected = reference.run(graph, feeds)
+    for name, got in zip(graph.output_names, MemoryModel(plan, feeds).run(), strict=True):
+        np.testing.assert_array_equal(got, expected[name])
+    assert_sound(plan)
+    return plan
+
+
+def assert_sound(plan: Plan) -> None:
+    for a, b in itertools.combinations(plan.blocks, 2):
+        assert not a.meets(b) or a.end <= b.offset or b.end <= a.offset, f"{a} and {b} overlap"
+    assert all(b.offset % ALIGNMENT == 0 for b in plan.blocks)
+    assert live_bytes(plan.blocks) <= plan.arena_size <= 1.25 * live_bytes(plan.blocks)
+
+
+def copies(plan: Plan) -> list[Copy]:
+    return [a for a in plan.actions if isinstance(a, Copy)]
+
+
+def runs(plan: Plan) -> list[Run]:
+    return [a for a in plan.actions if isinstance(a, Run)]
+
+
+def test_transposed_input_is_written_into_the_halo():
+    b = Builder()
+    x = b.transpose(b.input(1, 3, 8, 8), 0, 2, 3, 1)
+    plan = check(b, b.conv(x, 4, (3, 3), pads=SAME))
+    assert len(copies(plan)) == 1
+    assert plan.layouts[x].strides == (300, 30, 3, 1)
+    assert plan.layouts[x].offset % ALIGNMENT == 33
+    assert len(plan.fills) == 3
+
+
+def test_halo_is_the_greatest_that_strides_leave_to_read():
+    b = Builder()
+    x = b.conv(b.transpose(b.input(1, 2, 8, 8), 0, 2, 3, 1), 4)
+    plan = check(b, b.conv(x, 4, (3, 3), strides=(2, 2), pads=SAME), b.conv(x, 4, (5, 1), pads=((2, 2), (0, 0))))
+    assert plan.layouts[x].strides[1] == 4 * (8 + 1), "stride 2 over 8 columns with a pad of 1 reads none of the right border"
+    assert plan.layouts[x].offset % ALIGNMENT == (2 * 36 + 4) % ALIGNMENT
+
+
+def test_concat_of_convolutions_moves_nothing_and_shares_the_halo():
+    b = Builder()
+    x = b.transpose(b.input(1, 3, 6, 6), 0, 2, 3, 1)
+    parts = [b.conv(x, c, zero_point=3) for c in (4, 8, 5)]
+    joined = b.concat(3, *parts)
+    inner = b.conv(parts[1], 4, (3, 3), pads=SAME)
+    plan = check(b, b.conv(joined, 4, (3, 3), pads=SAME), inner)
+    assert len(copies(plan)) == 1
+    assert [plan.layouts[p].offset - plan.layouts[joined].offset for p in parts] == [0, 4, 12]
+    assert len({plan.layouts[v].strides for v in (*parts, joined)}) == 1
+
+
+def test_nested_concat_as_in_densenet():
+    b = Builder()
+    x = b.conv(b.transpose(b.input(1, 3, 6, 6), 0, 2, 3, 1), 8, zero_point=0)
+    for _ in range(3):
+        y = b.conv(x, 4, (3, 3), pads=SAME, zero_point=0)
+        x = b.concat(3, x, y)
+    assert len(copies(check(b, b.conv(x, 4)))) == 1
+
+
+def test_concat_of_rows_with_a_halo_copies():
+    b = Builder()
+    x = b.transpose(b.input(1, 3, 6, 6), 0, 2, 3, 1)
+    p, q = b.conv(x, 4, zero_point=0), b.conv(x, 4, zero_point=0)
+    plan = check(b, b.conv(b.concat(1, p, q), 4), b.conv(p, 4, (3, 3), pads=SAME))
+    assert [c.value for c in copies(plan)[1:]] == [p]
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_concat_of_values_that_lie_elsewhere(twice):
+    b = Builder()
+    x = b.input(1, 4, 4, 4, zero_point=0)
+    y = b.conv(x, 4, zero_point=0)
+    check(b, b.concat(3, x, y, *([y, y] if twice else []), b.channels(y, 1, 3), b.int8_const(1, 4, 4, 2)), b.concat(3, y, x))
+
+
+def test_a_convolution_does_not_read_the_callers_memory():
+    b = Builder()
+    x = b.input(1, 5, 5, 4)
+    plan = check(b, b.conv(x, 4, (3, 3), pads=SAME), b.max_pool(x, (2, 2)))
+    assert len(copies(plan)) == 1
+    assert {r.operands[0].buffer.space for r in runs(plan)} == {Space.arena, Space.input}
+
+
+def test_logits_are_written_to_the_callers_memory_through_a_reshape():
+    b = Builder()
+    x = b.reshape(b.input(1, 12), 1, 1, 1, 12)
+    plan = check(b, b.reshape(b.conv(x, 10), 1, 10))
+    assert len(copies(plan)) == 1
+    assert plan.layouts[plan.outputs[0]].buffer.space is Space.output
+
+
+def test_outputs_that_others_read_are_copied():
+    b = Builder()
+    y = b.conv(b.input(1, 4, 4, 4), 4)
+    plan = check(b, y, y, b.conv(y, 4), b.inputs[0])
+    assert len(copies(plan)) == 4
+
+
+def test_reshape_of_a_halo_is_copied_and_two_halos_need_a_dense_buffer():
+    b = Builder()
+    y = b.conv(b.input(1, 4, 6, 4), 4)
+    z = b.reshape(y, 1, 6, 4, 4)
+    plan = check(b, b.conv(y, 4, (3, 3), pads=SAME), b.conv(z, 4, (3, 3), pads=SAME), b.conv(b.reshape(y, 1, 1, 24, 4), 3))
+    assert len(copies(plan)) == 4
+
+
+def test_channel_slices_share_the_halo_of_their_operand():
+    b = Builder()
+    y = b.conv(b.input(1, 5, 5, 4), 8)
+    left, right = b.channels(y, 0, 3), b.channels(y, 3, 8)
+    plan = check(b, b.conv(left, 4, (3, 3), pads=SAME), b.depthwise(right, pads=SAME))
+    assert len(copies(plan)) == 1
+
+
+def test_shuffle_as_in_shufflenet():
+    b = Builder()
+    y = b.conv(b.input(1, 5, 5, 4), 6)
+    s = b.reshape(b.transpose(b.reshape(y, 1, 5, 5, 2, 3), 0, 1, 2, 4, 3), 1, 5, 5, 6)
+    check(b, b.depthwise(s, pads=SAME), s)
+
+
+def test_pads():
+    b = Builder()
+    y = b.conv(b.input(1, 5, 5, 4), 4)
+    padded = b.pad(y, (0, 0), (1, 2), (0, 3), (0, 0), value=0.3)
+    plan = check(b, b.conv(padded, 4, (3, 3), pads=SAME), b.pad(y, (0, 0), (-1, 2), (0, -2), (1, 0)))
+    assert len(copies(plan)) == 2
+    check(b, b.conv(b.pad(y, (0, 0), (1, 1), (2, 1), (0, 0), mode=PadMode.reflect), 3))
+
+
+def test_argmax_is_written_as_int64():
+    b = Builder()
+    y = b.conv(b.input(1, 3, 3, 4), 7)
+    plan = check(b, b.argmax(y, 3), b.argmax(y, 1, keepdims=False))
+    assert plan.layouts[plan.outputs[0]].strides[-1] == 8
+
+
+# --- random graphs -------------------------------------------------------------------------------------------------
+
+
+class Growth:
+    """Grows a graph by random operators on random earlier values, all of four axes."""
+
+    def __init__(self, data: st.DataObject, seed: int) -> None:
+        self.data, self.b = data, Builder(seed)
+        self.values = [self.b.input(1, 4, 6, 4, zero_point=0), self.b.transpose(self.b.input(1, 3, 4, 6, zero_point=0), 0, 2, 3, 1)]
+
+    def pick(self, fits=lambda v: True) -> Value:
+        return self.data.draw(st.sampled_from([v for v in self.values if fits(v)]))
+
+    def grow(self) -> None:
+        kind = self.data.draw(st.sampled_from([n for n in dir(self) if n.startswith("op_")]))
+        self.values.append(getattr(self, kind)(self.pick()))
+
+    def op_conv(self, x):
+        kernel = tuple(self.data.draw(st.sampled_from([1, 3])) for _ in range(2))
+        pads = tuple((k // 2, k // 2) for k in kernel)
+        return self.b.conv(x, self.data.draw(st.integers(1, 9)), kernel, pads=pads, zero_point=0)
+
+    def op_depthwise(self, x):
+        return self.b.depthwise(x, pads=SAME, zero_point=0)
+
+    def op_residual(self, x):
+        return self.b.clamp(self.b.add(self.b.conv(x, x.shape[3], zero_point=0), x, zero_point=0))
+
+    def op_add(self, x):
+        return self.b.add(x, self.pick(lambda v: v.shape == x.shape), zero_point=0)
+
+    def op_concat(self, x):
+        axis = self.data.draw(st.integers(1, 3))
+        return self.b.concat(axis, x, self.pick(lambda v: v.shape[:axis] + v.shape[axis + 1 :] == x.shape[:axis] + x.shape[axis + 1 :]))
+
+    def op_slice(self, x):
+        bounds = [sorted(self.data.draw(st.lists(st.integers(0, d), min_size=2, max_size=2, unique=True))) for d in x.shape]
+        steps = [self.data.draw(st.sampled_from([1, 1, 2])) for _ in x.shape]
+        return self.b.slice(x, *((lo, hi, k) for (lo, hi), k in zip(bounds, steps)))
+
+    def op_reverse(self, x):
+        return self.b.slice(x, (0, 1, 1), *((d - 1, -1, -1) for d in x.shape[1:]))
+
+    def op_channels(self, x):
+        start = self.data.draw(st.integers(0, x.shape[3] - 1))
+        return self.b.channels(x, start, self.data.draw(st.integers(start + 1, x.shape[3])))
+
+    def op_reshape(self, x):
+        _, h, w, c = x.shape
+        return self.b.reshape(x, *self.data.draw(st.sampled_from([(1, w, h, c), (1, 1, h * w, c), (1, h, w * c, 1), (1, 1, h, w * c)])))
+
+    def op_transpose(self, x):
+        return self.b.transpose(x, 0, *self.data.draw(st.permutations([1, 2, 3])))
+
+    def op_pad(self, x):
+        return self.b.pad(x, (0, 0), *(self.data.draw(st.tuples(st.integers(0, 2), st.integers(0, 2))) for _ in range(3)))
+
+    def op_tile(self, x):
+        return self.b.tile(x, 1, *(self.data.draw(st.integers(1, 2)) for _ in range(3)))
+
+    def op_pool(self, x):
+        return self.b.max_pool(x, (1, 1)) if min(x.shape[1:3]) < 2 else self.b.max_pool(x, (2, 2), pads=((0, 1), (0, 1)))
+
+    def op_gate(self, x):
+        return self.b.mul(x, self.b.reduce(Reduction.max, x, (1, 2)), zero_point=0)
+
+
+def small(v: Value) -> bool:
+    return v.type.size <= 4000
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data(), st.integers(0, 2**32 - 1))
+def test_random_graphs_compute_the_reference_in_the_planned_memory(data, seed):
+    growth = Growth(data, seed)
+    for _ in range(data.draw(st.integers(1, 10))):
+        growth.grow()
+        growth.values = list(filter(small, growth.values))
+    outputs = data.draw(st.lists(st.sampled_from(growth.values[2:] or growth.values), min_size=1, max_size=3))
+    check(growth.b, growth.values[-1], *outputs)
+
+
+# --- the arena and the strides ---------------------------------------------------------------------------------------
+
+INTERVALS = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 8), st.integers(1, 50)), min_size=1, max_size=40)
+
+
+@settings(max_examples=200, deadline=None)
+@given(INTERVALS)
+def test_no_two_live_blocks_overlap(intervals):
+    blocks = place([Block(str(n), first, first + length, size * ALIGNMENT) for n, (first, length, size) in enumerate(intervals)])
+    for a, b in itertools.combinations(blocks, 2):
+        assert not a.meets(b) or a.end <= b.offset or b.end <= a.offset
+    assert live_bytes(blocks) <= arena_size(blocks) <= sum(b.size for b in blocks)
+
+
+def test_a_chain_needs_its_largest_pair_only():
+    blocks = place([Block(str(n), n, n + 1, 64 * size) for n, size in enumerate((3, 7, 2, 9, 1))])
+    assert arena_size(blocks) == live_bytes(blocks) == 11 * 64
+
+
+SHAPES = st.sampled_from([(2, 3, 4), (6, 4), (24,), (4, 6), (1, 24, 1), (2, 12), (3, 8), (2, 1, 3, 2, 2)])
+
+
+@given(SHAPES, SHAPES, st.integers(1, 3), st.integers(1, 2))
+def test_reshaped_strides_agree_with_numpy(old, new, gap, step):
+    base = np.zeros((*old[:-1], old[-1] * gap), np.int8)[tuple([slice(None)] * (len(old) - 1) + [slice(0, old[-1] * step, step)])]
+    strides = reshaped_strides(base.shape, base.strides, new, 1) if base.shape == old else None
+    if base.shape == old:
+        try:
+            expected = base.view()
+            expected.shape = new
+        except AttributeError:
+            assert strides is None
+        else:
+            assert strides is not None
+            assert all(d == 1 or a == b for d, a, b in zip(new, strides, expected.strides))
+
+
+def test_dense_strides():
+    assert dense_strides((2, 3, 4), 1) == (12, 4, 1)
+    assert dense_strides((), 8) == ()
