@@ -67,6 +67,11 @@ class Interface:
         """Name of the C function."""
         return f"{self.prefix}_run" if integer else f"{self.prefix}_run_f32"
 
+    @property
+    def entries(self) -> tuple[str, str]:
+        """Both C functions."""
+        return self.entry(integer=True), self.entry(integer=False)
+
 
 @dataclass(frozen=True)
 class Platform:

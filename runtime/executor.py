@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,10 +55,10 @@ class NativeExecutor:
         return cls.of_code(map_bytes(image), entries)
 
     @classmethod
-    def of_library(cls, path: Path, entries: Mapping[str, int]) -> NativeExecutor:
-        """A shared library."""
+    def of_library(cls, path: Path, names: Iterable[str]) -> NativeExecutor:
+        """Functions of a shared library."""
         library = ctypes.CDLL(str(path.resolve()))
-        return cls({name: ctypes.cast(library[name], ctypes.c_void_p).value or 0 for name in entries}, library)
+        return cls({name: ctypes.cast(library[name], ctypes.c_void_p).value or 0 for name in names}, library)
 
 
 def check_status(entry: str, status: int) -> None:
@@ -80,8 +80,8 @@ def open_native(folder: Path, manifest: Manifest) -> NativeExecutor:
     if library in manifest.files:
         check_digest(manifest, library, file_digest(existing(folder, library)))
         try:
-            return NativeExecutor.of_library(folder / library, manifest.entries)
-        except OSError:  # of another libc, or a folder mounted noexec: the image may still do
+            return NativeExecutor.of_library(folder / library, manifest.interface.entries)
+        except (OSError, AttributeError):  # of another libc, or a folder mounted noexec: the image may still do
             pass
     return NativeExecutor.of_code(open_image(folder, manifest), manifest.entries)
 
@@ -89,9 +89,7 @@ def open_native(folder: Path, manifest: Manifest) -> NativeExecutor:
 def open_image(folder: Path, manifest: Manifest) -> Code:
     """The image of an artifact, mapped, its digest verified."""
     if IMAGE not in manifest.files:
-        raise ArtifactError(
-            f"expected {IMAGE} in '{folder}', found an artifact without: programs for {manifest.target.os} run as linked libraries only"
-        )
+        raise ArtifactError(f"expected {IMAGE} in '{folder}', found none: programs for {manifest.target.os} run as libraries only")
     code = map_file(existing(folder, IMAGE))
     check_digest(manifest, IMAGE, digest(code.data))
     return code

@@ -1,0 +1,81 @@
+"""The C header of an artifact: C89, also C++; all that a caller must know as constants."""
+
+from __future__ import annotations
+
+from qcompiler.runtime.arena import ALIGNMENT
+from qcompiler.runtime.artifact import Interface, Platform, Tensor
+
+_TOP = """\
+/* {prefix}: a neural network compiled by {tool} for {target} ({triple}).
+ *
+ * The program computes in integers, keeps no state, allocates nothing and calls nothing. It is re-entrant: threads may run it
+ * at the same time, each with an arena of its own. Link {library}, or {object}.
+ *
+ *     static signed char input[{guard}_INPUT_0_SIZE], output[{guard}_OUTPUT_0_SIZE];
+ *     const void *inputs[] = {{input}};
+ *     void *outputs[] = {{output}};
+ *     {prefix}_run(inputs, outputs, arena);
+ *
+ * where arena is {guard}_ARENA_SIZE bytes at an address that is a multiple of {guard}_ARENA_ALIGNMENT (aligned_alloc, or
+ * a static array); it need not be cleared or kept between calls. An integer q stands for SCALE * (q - ZERO_POINT).
+ * Required of the CPU: {features}.
+ */
+#ifndef {guard}_H
+#define {guard}_H
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+#define {guard}_ARENA_SIZE {arena}
+#define {guard}_ARENA_ALIGNMENT {alignment}
+#define {guard}_WEIGHTS_SIZE {weights} /* bytes of constants inside the program */
+#define {guard}_INPUT_COUNT {inputs}
+#define {guard}_OUTPUT_COUNT {outputs}
+"""
+
+_BOTTOM = """
+/* Quantized arrays in and out, dense, in the order and of the integer types given above. Returns 0. */
+int {prefix}_run(const void *const *inputs, void *const *outputs, void *arena);
+
+/* The same on real numbers: quantizes the inputs before and dequantizes the outputs after. Arrays are of the float types given above. */
+int {prefix}_run_f32(const void *const *inputs, void *const *outputs, void *arena);
+
+#ifdef __cplusplus
+}}
+#endif
+
+#endif /* {guard}_H */
+"""
+
+
+def header(interface: Interface, target: Platform, tool: str, files: tuple[str, str]) -> str:
+    """The header's text; `files` are the names of the object and of the library."""
+    names = {"prefix": interface.prefix, "guard": interface.prefix.upper()}
+    sizes = {"arena": interface.arena_size, "weights": interface.weights_size, "alignment": ALIGNMENT}
+    counts = {"inputs": len(interface.inputs), "outputs": len(interface.outputs)}
+    about = {"tool": tool, "target": target.name, "triple": target.triple, "features": ", ".join(target.features) or "nothing beyond the triple"}
+    top = _TOP.format(**names, **sizes, **counts, **about, object=files[0], library=files[1])
+    tensors = [_tensor(interface, "INPUT", i, t) for i, t in enumerate(interface.inputs)]
+    tensors += [_tensor(interface, "OUTPUT", i, t) for i, t in enumerate(interface.outputs)]
+    return top + "".join(tensors) + _BOTTOM.format(**names)
+
+
+def _tensor(interface: Interface, kind: str, index: int, tensor: Tensor) -> str:
+    shape = " x ".join(map(str, tensor.shape)) or "a scalar"
+    title = f"\n/* {kind.lower()}s[{index}] '{_plain(tensor.name)}': {tensor.storage} (or {tensor.dtype}), {shape} */\n"
+    return title + "".join(f"#define {interface.prefix.upper()}_{kind}_{index}_{key} {value}\n" for key, value in _facts(tensor).items())
+
+
+def _facts(tensor: Tensor) -> dict[str, str]:
+    facts = {"SIZE": f"{tensor.size} /* elements */", "RANK": str(len(tensor.shape))}
+    if tensor.shape:
+        facts["SHAPE"] = "{" + ", ".join(map(str, tensor.shape)) + "}"
+    if tensor.scale is not None:
+        facts |= {"SCALE": repr(float(tensor.scale)), "ZERO_POINT": f"({tensor.zero_point})"}
+    return facts
+
+
+def _plain(name: str) -> str:
+    """A model's name for a value, harmless in a comment: printable ASCII, no comment marks, no line continuation or trigraph."""
+    return "".join(c if c.isascii() and c.isprintable() and c not in "*\\?" else "_" for c in name)
