@@ -1,0 +1,114 @@
+"""From the IR to ONNX: a float or Q/DQ graph as a channels-first `ModelProto` that any runtime reads.
+
+Used to calibrate through onnxruntime, and by `backends/onnx` to write quantized models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import ModelProto, ValueInfoProto, helper
+
+from qcompiler.ir.graph import Graph, Value
+from qcompiler.ir.ops import Input
+
+from .operators import emit
+from .writer import Perm, Writer, identity, layout_free, onnx_dtype
+
+OPSET = 20
+"""Not 21: there onnxruntime 1.31 turns int8 QuantizeLinear into uint8 but forgets the new attribute `output_dtype`, and refuses its own graph."""
+IR_VERSION = 9
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An ONNX model, and under which name and in which axis order it holds values of the IR graph.
+
+    `names` covers the values that were written; axis i of the ONNX tensor ``names[v]`` is axis ``perms[v][i]`` of `v`.
+    """
+
+    model: ModelProto
+    names: Mapping[Value, str]
+    perms: Mapping[Value, Perm]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Several operators written as one: what it reads instead of its own inputs, and how it is written."""
+
+    operands: tuple[Value, ...]
+    emit: Callable[[Value, Writer], None]
+
+
+Fuse = Callable[[Value], "Fused | None"]
+
+
+def export(graph: Graph, extra_outputs: Sequence[Value] = (), fuse: Fuse = lambda v: None) -> Exported:
+    """`graph` as ONNX (opset 20). Its outputs come first and in the IR's axis order, then one output per distinct tensor of
+    `extra_outputs`, in whatever order of axes it exists. `fuse` may claim values (QLinearConv for Quantize(Conv) ...)."""
+    fused = {v: f for v in graph.order if (f := fuse(v)) is not None}
+    w = Writer(reserved=[*(v.name for v in graph.inputs), *graph.output_names])
+    for v in graph.inputs:
+        w.place(v, v.name, identity(v))
+    for v in _live(graph, extra_outputs, fused):
+        if v in fused:
+            fused[v].emit(v, w)
+        elif not isinstance(v.op, Input) and not layout_free(v):
+            emit(v.op, v, w)
+    results = [w.read(v, identity(v)) for v in graph.outputs]
+    extras = {v: _observable(v, w) for v in extra_outputs}
+    renamed = _name_outputs(w, results, graph)
+    return _assemble(graph, w, extras, renamed)
+
+
+def _live(graph: Graph, extra: Sequence[Value], fused: Mapping[Value, Fused]) -> list[Value]:
+    """Values to write, producers first: what the outputs need when fused operators read their own operands."""
+    needed = {*graph.outputs, *extra}
+    for v in reversed(graph.order):
+        if v in needed:
+            needed.update(fused[v].operands if v in fused else v.inputs)
+    return [v for v in graph.order if v in needed]
+
+
+def _observable(v: Value, w: Writer) -> str:
+    """A tensor that can be a model output: graph inputs and constants go through Identity."""
+    name = w.read(v)
+    return name if any(name in n.output for n in w.nodes) else w.node("Identity", [name], f"{v.name}_observed")
+
+
+def _name_outputs(w: Writer, results: Sequence[str], graph: Graph) -> dict[str, str]:
+    """Give each result the author's name: rename what a node makes, add an Identity for inputs, constants and repeats."""
+    renamed: dict[str, str] = {}
+    produced = {o for n in w.nodes for o in n.output}
+    for result, name in zip(results, graph.output_names):
+        if result in produced and result not in renamed:
+            renamed[result] = name
+        elif result != name:
+            w.nodes.append(helper.make_node("Identity", [result], [name], name=name))
+    for node in w.nodes:
+        node.input[:] = [renamed.get(i, i) for i in node.input]
+        node.output[:] = [renamed.get(o, o) for o in node.output]
+    return renamed
+
+
+def _assemble(graph: Graph, w: Writer, extras: Mapping[Value, str], renamed: Mapping[str, str]) -> Exported:
+    names, perms = dict[Value, str](), dict[Value, Perm]()
+    for v in {**dict.fromkeys(graph.order), **dict.fromkeys(extras)}:
+        for perm, name in list(w.layouts(v).items())[:1]:
+            names[v], perms[v] = renamed.get(extras.get(v, name), extras.get(v, name)), perm
+    outputs = {n: _info(v, n, identity(v)) for v, n in zip(graph.outputs, graph.output_names)}
+    outputs |= {names[v]: _info(v, names[v], perms[v]) for v in extras if names[v] not in outputs}
+    inputs = [_info(v, v.name, identity(v)) for v in graph.inputs]
+    proto = helper.make_graph(w.nodes, "qcompiler", inputs, list(outputs.values()), w.initializers)
+    return Exported(_model(proto, w.domains), names, perms)
+
+
+def _model(proto: onnx.GraphProto, domains: Iterable[str]) -> ModelProto:
+    opsets = [helper.make_opsetid(d, 1 if d else OPSET) for d in sorted({"", *domains})]
+    return helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION, producer_name="qcompiler")
+
+
+def _info(v: Value, name: str, perm: Perm) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, onnx_dtype(v.type.dtype), [v.shape[p] for p in perm])
