@@ -7,13 +7,13 @@ keeps the groups together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .constants import Floats
-
+T = TypeVar("T")
 Axes = tuple[int, ...]
 
 
@@ -99,12 +99,12 @@ def _place_units(wide: list[int], out: Axes) -> list[int]:
     return layout
 
 
-def permute_attribute(values: Sequence[object], perm: Axes) -> tuple[object, ...]:
+def permute_attribute(values: tuple[T, ...], perm: Axes) -> tuple[T, ...]:
     """Per-axis `values` of a transposed tensor, for the tensor before its transposition by `perm`."""
     return tuple(values[i] for i in inverse(perm))
 
 
-def reshape_constant(data: Floats, before: Axes, after: Axes) -> Floats:
+def reshape_constant(data: NDArray[np.generic], before: Axes, after: Axes) -> NDArray[np.generic]:
     """`data`, which broadcasts against a tensor of shape `after`, for the same tensor in its earlier shape `before`."""
     full = data.reshape((1,) * (len(after) - data.ndim) + data.shape)
     target, result = [1] * len(after), [1] * len(before)

@@ -1,0 +1,233 @@
+"""f(transpose(x)) = transpose(f'(x)): transpositions move toward the outputs, where those of the frontend meet and cancel.
+
+Everything moves one way, so rewriting ends; only next to a graph input is the way up (`hoist_to_input`), and there sinking
+pauses. What is left are layouts that the model's own inputs and outputs demand, and true shuffles.
+
+Reshapes sink through pointwise operators likewise. `transpose -> reshape -> product with constant W` needs no
+transposition at all: the rows of W are permuted instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from qcompiler.ir.graph import Declined, Graph, Rule, Sweep, Value, apply, rewrite
+from qcompiler.ir.ops import (
+    ArgMax,
+    Cast,
+    Concat,
+    Const,
+    Dequantize,
+    Expand,
+    Gather,
+    Input,
+    MatMul,
+    Op,
+    Pad,
+    Quantize,
+    Reduce,
+    Reshape,
+    Resize,
+    Slice,
+    Softmax,
+    Tile,
+    Transpose,
+    Where,
+)
+from qcompiler.ir.pointwise import Binary, Unary
+
+from .axes import Axes, commute, inverse, moves_data, permute_attribute, reshape_constant, reshape_groups
+
+
+def sink_transposes(graph: Graph, declined: Declined | None = None) -> Graph:
+    """Move transpositions toward the outputs."""
+    return rewrite(graph, RULES, declined)
+
+
+POINTWISE = (Unary, Binary, Where, Cast)
+
+
+def sink_through_pointwise(v: Value, sweep: Sweep) -> Value | None:
+    """op(transpose(x), y) = transpose(op(x, transposed y)), where y is transposed already, constant, or cheap to transpose."""
+    return _sink_joint(v, v.op) if isinstance(v.op, POINTWISE) else None
+
+
+def sink_through_concat(v: Value, sweep: Sweep) -> Value | None:
+    """concat(transpose(x), transpose(y)) = transpose(concat(x, y))."""
+    match v.op:
+        case Concat(axis) if (perm := _shared_perm(v)) is not None:
+            return _sink_joint(v, Concat(perm[axis]))
+    return None
+
+
+def _shared_perm(v: Value) -> Axes | None:
+    """The permutation of the first transposed operand that has the rank of `v`."""
+    return next((i.op.perm for i in v.inputs if isinstance(i.op, Transpose) and len(i.op.perm) == len(v.shape)), None)
+
+
+def _sink_joint(v: Value, op: Op) -> Value | None:
+    perm = _shared_perm(v)
+    if perm is None or _rests_on_input(v):
+        return None
+    before = [_before_transpose(i, perm) for i in v.inputs]
+    operands = [i for i in before if i is not None]
+    return _transposed(v, perm, op, *operands) if len(operands) == len(before) else None
+
+
+def _before_transpose(y: Value, perm: Axes) -> Value | None:
+    """A value whose transposition by `perm` is `y` (broadcast to that rank), if one is to be had for nothing."""
+    if isinstance(y.op, Transpose) and y.op.perm == perm:
+        return y.inputs[0]
+    shape = (1,) * (len(perm) - len(y.shape)) + y.shape
+    back = inverse(perm)
+    if not y.shape:
+        return y
+    if moves_data(shape, back):
+        if not isinstance(y.op, Const) or y.type.quant is not None:
+            return None
+        return Value(Const(y.op.data.reshape(shape).transpose(back)), (), replace(y.type, shape=tuple(shape[p] for p in back)), y.name)
+    return apply(Reshape(tuple(shape[p] for p in back)), y, name=f"{y.name}.r")
+
+
+def _transposed(v: Value, perm: Axes, op: Op, *operands: Value) -> Value:
+    """``transpose(op(operands))`` in place of `v`, whose name stays with the operator that computes."""
+    return apply(Transpose(perm), apply(op, *operands, name=v.name), name=f"{v.name}.t")
+
+
+def sink_through_axes(v: Value, sweep: Sweep) -> Value | None:
+    """Operators with attributes per axis: the attributes are permuted instead."""
+    if not v.inputs or not isinstance(v.inputs[0].op, Transpose) or _rests_on_input(v):
+        return None
+    perm = v.inputs[0].op.perm
+    op = _remap(v, perm)
+    return None if op is None else _transposed(v, perm, op, v.inputs[0].inputs[0], *v.inputs[1:])
+
+
+def _remap(v: Value, perm: Axes) -> Op | None:
+    """The operator of `v` for an operand that has not been transposed by `perm` yet."""
+    back = partial(permute_attribute, perm=perm)
+    match v.op:
+        case Pad(pads):
+            return replace(v.op, pads=back(pads))
+        case Slice(starts, stops, steps):
+            return Slice(back(starts), back(stops), back(steps))
+        case Tile(repeats):
+            return Tile(back(repeats))
+        case Expand() if len(v.shape) == len(perm):
+            return Expand(back(v.shape))
+        case Resize(taps):
+            return Resize(back(taps))
+        case Reduce(axes=axes, keepdims=True):
+            return replace(v.op, axes=tuple(sorted(perm[a] for a in axes)))
+        case ArgMax(axis=axis, keepdims=True) | Softmax(axis=axis):
+            return replace(v.op, axis=perm[axis])
+        case Gather(axis) if len(v.inputs[1].shape) == 1:
+            return Gather(perm[axis])
+        case Quantize(type) if type.quant is None or type.quant.axis is None:
+            return v.op
+        case Dequantize() if v.inputs[0].type.quant is not None and v.inputs[0].type.quant.axis is None:
+            return v.op
+    return None
+
+
+def sink_through_reshape(v: Value, sweep: Sweep) -> Value | None:
+    """reshape(transpose(x)) = transpose(reshape(shuffle(x))): all but the true shuffle sinks."""
+    match v:
+        case Value(Reshape(shape), (Value(Transpose(perm), (x,)) as t,)) if v.type.quant is None or v.type.quant.axis is None:
+            moved = commute(x.shape, perm, shape)
+            if moved is None:
+                return None
+            y = apply(Transpose(moved.before), x, name=t.name) if moves_data(x.shape, moved.before) else x
+            return _transposed(v, moved.after, Reshape(moved.middle), y)
+    return None
+
+
+def sink_reshape(v: Value, sweep: Sweep) -> Value | None:
+    """op(reshape(x)) = reshape(op(x)) for pointwise operators, with constants reshaped, too."""
+    if not v.inputs or not isinstance(v.inputs[0].op, Reshape) or not isinstance(v.op, (Unary, Binary, Cast, Quantize, Dequantize)):
+        return None
+    x = v.inputs[0].inputs[0]
+    if v.shape != v.inputs[0].shape or 0 in v.shape or any(t.quant and t.quant.axis is not None for t in (v.type, x.type)):
+        return None
+    others = [_reshaped_back(y, v.shape, x.shape) for y in v.inputs[1:]]
+    operands = [y for y in others if y is not None]
+    if len(operands) != len(others):
+        return None
+    return apply(Reshape(v.shape), apply(v.op, x, *operands, name=v.name), name=f"{v.name}.r")
+
+
+def _reshaped_back(y: Value, after: Axes, before: Axes) -> Value | None:
+    """What stands beside a tensor of shape `before` as `y` does beside its reshape to `after`: y is reshaped itself, or constant."""
+    match y.op:
+        case Reshape() if y.shape == after and y.inputs[0].shape == before:
+            return y.inputs[0]
+        case Const(data) if y.type.size == 1:
+            return replace(y, op=Const(data.reshape(())), type=y.type.with_shape())
+        case Const(data) if y.type.quant is None:
+            moved = reshape_constant(data, before, after)
+            return Value(Const(moved), (), y.type.with_shape(*moved.shape), y.name)
+    return None
+
+
+def permute_rows(v: Value, sweep: Sweep) -> Value | None:
+    """reshape(transpose(x)) @ W = reshape(x) @ permuted W: how a flatten of N, C, H, W meets N, H, W, C."""
+    match v:
+        case Value(MatMul(), (Value(Reshape() as flat, (Value(Transpose(perm), (x,)) as t,)), Value(Const(w)) as weights)) if w.ndim == 2:
+            sources, layout = _last_group(t.shape, flat.shape)
+            order = sorted(sources, key=lambda i: perm[i])
+            if order == list(sources) or layout != (len(flat.shape) - 1,):
+                return None
+            rows = np.arange(w.shape[0]).reshape([t.shape[i] for i in sources]).transpose([sources.index(i) for i in order]).reshape(-1)
+            sorted_axes = iter(order)
+            untangled = tuple(perm[next(sorted_axes)] if i in sources else p for i, p in enumerate(perm))
+            y = apply(Reshape(flat.shape), apply(Transpose(untangled), x, name=t.name), name=v.inputs[0].name)
+            return apply(MatMul(), y, Value(Const(w[rows]), (), weights.type, weights.name), name=v.name)
+    return None
+
+
+def _last_group(before: Axes, after: Axes) -> tuple[Axes, Axes]:
+    groups = [] if 0 in before else reshape_groups(before, after)
+    return groups[-1] if groups else ((), ())
+
+
+def _rests_on_input(v: Value) -> bool:
+    """Whether `v` continues a chain from a transposed graph input that `hoist_to_input` would move a transposition up."""
+    return any(isinstance(i.op, Transpose) and isinstance(i.inputs[0].op, Input) for i in v.inputs) and _on_input_chain(v)
+
+
+def _on_input_chain(v: Value) -> bool:
+    match v:
+        case Value(Input()):
+            return True
+        case Value(Transpose(), (Value(Input()),)):
+            return True
+        case Value(Unary() | Cast() | Pad(), (x,)):
+            return _on_input_chain(x)
+        case Value(Binary(), (x, Value(Const()))) if x.shape == v.shape:
+            return _on_input_chain(x)
+    return False
+
+
+def hoist_to_input(v: Value, sweep: Sweep) -> Value | None:
+    """transpose(op(input)) = op(transpose(input)): preprocessing inside the model is done in the layout that follows it."""
+    match v:
+        case Value(Transpose(perm), (Value(_, (x, *rest)) as u,)) if _on_input_chain(u) and not isinstance(u.op, Transpose) and sweep.single_use(u):
+            up = apply(Transpose(perm), x, name=f"{x.name}.t")
+            others = [c for r in rest if (c := _before_transpose(r, inverse(perm))) is not None]
+            op = replace(u.op, pads=tuple(u.op.pads[p] for p in perm)) if isinstance(u.op, Pad) else u.op
+            return apply(op, up, *others, name=u.name)
+    return None
+
+
+RULES: tuple[Rule, ...] = (
+    sink_through_pointwise,
+    sink_through_concat,
+    sink_through_axes,
+    sink_through_reshape,
+    sink_reshape,
+    permute_rows,
+    hoist_to_input,
+)
