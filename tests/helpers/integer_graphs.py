@@ -78,7 +78,9 @@ class Builder:
     def int8_const(self, *shape: int) -> Value:
         return self.const(self.rng.integers(-128, 128, shape).astype(np.int8), type=quantized(shape, self.quant()))
 
-    def requantize(self, acc: Value, typical: float, zero_point: int | None = None, lo: int = -128, hi: int = 127, channels: int | None = None, shape=()) -> Value:
+    def requantize(
+        self, acc: Value, typical: float, zero_point: int | None = None, lo: int = -128, hi: int = 127, channels: int | None = None, shape=()
+    ) -> Value:
         """To int8 such that an accumulator of `typical` becomes about 60. Per channel where `channels` is given."""
         shape = (channels,) if channels else shape
         reals = 60.0 / typical * self.rng.uniform(0.5, 2.0, shape or (1,))
@@ -96,7 +98,7 @@ class Builder:
     def conv(self, x: Value, out: int, kernel=(1, 1), per_channel: bool = True, zero_point: int | None = None, lo=-128, hi=127, **kw) -> Value:
         acc = self.conv_acc(x, out, kernel, **kw)
         size = kernel[0] * kernel[1] * x.shape[3] // kw.get("groups", 1)
-        return self.requantize(acc, 6000.0 * size**0.5, zero_point, lo, hi, out if per_channel else None)
+        return self.requantize(acc, 6000.0 * size**0.5, zero_point, lo, hi, out if per_channel else 0)
 
     def depthwise(self, x: Value, kernel=(3, 3), **kw) -> Value:
         return self.conv(x, x.shape[3], kernel, groups=x.shape[3], **kw)

@@ -54,7 +54,7 @@ class MemoryModel:
             case Space.arena:
                 memory = self.arena
         ends = [layout.offset + sum(s * (d - 1) for d, s in zip(shape, layout.strides) if sign * s > 0) for sign in (1, -1)]
-        assert ends[1] >= 0 and ends[0] + dtype.itemsize <= memory.size, "address out of the buffer"
+        assert 0 <= ends[1] <= ends[0] <= memory.size - dtype.itemsize, "address out of the buffer"
         return as_strided(memory[layout.offset :].view(np.uint8)[: dtype.itemsize].view(dtype), shape, layout.strides)
 
     def _run(self, action: Run) -> None:

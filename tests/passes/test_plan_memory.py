@@ -96,6 +96,15 @@ def test_concat_of_rows_with_a_halo_copies():
     assert [c.value for c in copies(plan)[1:]] == [p]
 
 
+def test_a_halo_does_not_grow_inside_a_padded_whole():
+    b = Builder()
+    x = b.conv(b.input(1, 6, 6, 3), 4, zero_point=0)
+    p, q = b.conv(x, 4, zero_point=0), b.conv(x, 4, zero_point=0)
+    joined = b.concat(3, p, q)
+    plan = check(b, b.conv(p, 4, (3, 3), pads=SAME), b.conv(b.pad(joined, (0, 0), (1, 1), (1, 1), (0, 0), value=1.0), 4))
+    assert [c.value for c in copies(plan)[1:]] == [p]
+
+
 @pytest.mark.parametrize("twice", [False, True])
 def test_concat_of_values_that_lie_elsewhere(twice):
     b = Builder()
