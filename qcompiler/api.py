@@ -1,0 +1,214 @@
+"""The Python interface: `compile` a model to a `Program` that runs, explains itself and can be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from . import runtime
+from .backends import reference
+from .backends.certificate import Certificate, certify
+from .backends.image import Image, flatten
+from .backends.llvm.lower import ObjectCode, compile_object
+from .backends.llvm.target import Target, find_target
+from .backends.package import Artifact, write_artifact
+from .errors import UsageError
+from .frontend import import_model
+from .ir.graph import Graph
+from .ir.serialize import graph_to_bytes
+from .passes.calibrate import synthetic_batches
+from .passes.partition import Step, partition
+from .passes.pipeline import Options, Quantized, quantize
+from .report import Feeds, Report, build_report
+from .runtime.artifact import Interface
+
+Array = NDArray[Any]
+Model = str | PathLike[str] | onnx.ModelProto
+Batches = Iterable[Mapping[str, Array]]
+
+SYNTHETIC_SAMPLES = 16
+REPORT_SAMPLES = 2
+GRAPH_FILE = "model.graph"
+
+
+def compile(
+    model: Model,
+    target: str | Target = "host",
+    calibration: Batches | None = None,
+    *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    options: Options = Options(),
+    os: str = "linux",
+    name: str = "model",
+    progress: Callable[[int], None] | None = None,
+) -> Program:
+    """Compile a float ONNX `model` (path or `ModelProto`) for `target`.
+
+    `calibration` yields ``{input name: array}`` with one sample or a leading batch of them; without it, synthetic inputs are
+    used, and accuracy is whatever they are worth. `shapes` fixes free dimensions by input name, `os` chooses the object
+    format, `name` prefixes the C symbols, and `progress` hears how many calibration samples have been seen.
+
+    Raises UsageError, ModelError, UnsupportedModel or ProofError, all of them QCompilerError.
+    """
+    return build(quantize_model(model, calibration, shapes=shapes, options=options, progress=progress), target, os=os, name=name)
+
+
+def quantize_model(
+    model: Model,
+    calibration: Batches | None = None,
+    *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    options: Options = Options(),
+    progress: Callable[[int], None] | None = None,
+) -> QuantizedModel:
+    """The part of `compile` that is the same for all targets."""
+    graph = import_model(model, shapes)
+    kept = _Kept(calibration if calibration is not None else synthetic_batches(graph, SYNTHETIC_SAMPLES))
+    return QuantizedModel(quantize(graph, kept, options, progress), tuple(_first_samples(graph, kept.first)), calibration is None)
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """A network after quantization, before code: its graphs, a few samples for the report, and whether data was synthetic."""
+
+    graphs: Quantized
+    samples: tuple[Feeds, ...]
+    synthetic: bool
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The kernels in execution order."""
+        return partition(self.graphs.integer_graph, self.graphs.declined)
+
+    @cached_property
+    def report(self) -> Report:
+        """What was done, layer by layer; measuring the errors takes a moment."""
+        return build_report(self.graphs, self.steps, self.samples)
+
+
+def build(model: QuantizedModel, target: str | Target = "host", *, os: str = "linux", name: str = "model") -> Program:
+    """Generate code for one target from a quantized model."""
+    row = (find_target(target) if isinstance(target, str) else target).for_os(os)
+    return Program(model, row, compile_object(model.graphs.integer_graph, row, name))
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled network."""
+
+    model: QuantizedModel
+    target: Target
+    code: ObjectCode
+
+    @property
+    def graph(self) -> Graph:
+        """The integer graph, which the code executes and the reference interprets."""
+        return self.model.graphs.integer_graph
+
+    @property
+    def interface(self) -> Interface:
+        """Names, shapes, types of inputs and outputs, and the size of the arena."""
+        return self.code.interface
+
+    @property
+    def report(self) -> Report:
+        """Per layer: bits, scales, bound on the accumulator, error against float, bytes, MACs, what was fused; and why not."""
+        return self.model.report
+
+    @cached_property
+    def image(self) -> Image:
+        """The flat image. UsageError for object formats that have none."""
+        if self.elf is None:
+            raise UsageError(f"programs for {self.target.os} cannot run here: compile for linux to run or emulate")
+        return flatten(self.elf)
+
+    @property
+    def elf(self) -> bytes | None:
+        """The object where it is ELF."""
+        return self.code.object if self.code.object[:4] == b"\x7fELF" else None
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """The proof by disassembly that no floating point and no foreign call is reachable from the integer entry."""
+        if self.elf is None:
+            raise UsageError(f"certificates are made from ELF objects; compile for linux instead of {self.target.os}")
+        return certify(self.elf, self.interface.entry(integer=True))
+
+    @cached_property
+    def executable(self) -> runtime.Program:
+        """The program as the runtime runs it: natively where this machine can, else emulated."""
+        if self.target.runs_here:
+            return runtime.Program.of_image(self.interface, self.image.data, self.image.entries)
+        from .backends.emulate import emulated
+
+        return emulated(self.interface, self.image)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Float in, float out, integers inside; a larger leading batch is looped over."""
+        return self.executable.run(feeds)
+
+    def run_integer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Quantized inputs to quantized outputs."""
+        return self.executable.run_integer(feeds)
+
+    def reference(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The same program in numpy: equal to `run`, bit for bit."""
+        return reference_run(self.graph, feeds)
+
+    def save(self, folder: str | PathLike[str], share: bool = True) -> None:
+        """Write the artifact: object, static library, header, image, shared library where a linker is found, manifest."""
+        certificate = None if self.elf is None else self.certificate.as_dict()
+        artifact = Artifact(
+            self.code.object,
+            self.interface,
+            self.target,
+            None if self.elf is None else self.image,
+            report=self.report.as_dict(),
+            certificate=certificate,
+            extra={GRAPH_FILE: graph_to_bytes(self.graph)},
+        )
+        write_artifact(Path(folder), artifact, share=share)
+
+
+def reference_run(graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """`reference.run` with a leading batch looped over, as programs do."""
+    rows = [reference.run(graph, f) for f in split_batch(graph, feeds)]
+    return {name: np.concatenate([r[name] for r in rows]) if rows[0][name].ndim else rows[0][name] for name in graph.output_names}
+
+
+def split_batch(graph: Graph, feeds: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+    """`feeds` cut along the leading axis into pieces of the shapes that `graph` declares."""
+    sizes = {v.name: v.shape[0] if v.shape else 1 for v in graph.inputs}
+    count = min((len(feeds[name]) // size if np.ndim(feeds[name]) else 1 for name, size in sizes.items()), default=1)
+    for i in range(count):
+        yield {name: feeds[name][i * size : (i + 1) * size] if np.ndim(feeds[name]) else feeds[name] for name, size in sizes.items()}
+
+
+class _Kept:
+    """Batches that remember the first of them, so that the report can look at it after calibration has consumed the rest."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self.first: list[Mapping[str, Array]] = []
+
+    def __iter__(self) -> Iterator[Mapping[str, Array]]:
+        for batch in self._batches:
+            if len(self.first) < REPORT_SAMPLES:
+                self.first.append(batch)
+            yield batch
+
+
+def _first_samples(graph: Graph, batches: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
+    converted = ({v.name: np.asarray(b[v.name], v.type.dtype.numpy) for v in graph.inputs} for b in batches)
+    return islice((s for batch in converted for s in split_batch(graph, batch)), REPORT_SAMPLES)
+
+
