@@ -1,0 +1,196 @@
+"""ONNX model to float graph: walks the nodes, hands each to its importer, and reports everything unsupported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from qcompiler.errors import ModelError, QCompilerError, UnsupportedModel
+from qcompiler.frontend.check import check_constants
+from qcompiler.frontend.inputs import graph_inputs
+from qcompiler.frontend.load import load_model, opset_of, tensor_array
+from qcompiler.frontend.node import Importer, Node, Unsupported, numpy_dtype
+from qcompiler.frontend.table import IMPORTERS, READS_QUANTIZED
+from qcompiler.ir.graph import Graph, Value
+from qcompiler.ir.ops import Input, constant
+
+_DAMAGE = (ValueError, TypeError, IndexError, KeyError, ArithmeticError, MemoryError)
+"""What shape inference, folding and numpy raise for a node whose operands or attributes make no sense."""
+
+
+def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
+    """The float graph (channels-last around spatial operators) of an ONNX model.
+
+    `shapes` gives dimensions of inputs that the model leaves open; an open batch (first) dimension is 1.
+    Raises UsageError for an unreadable file or open dimensions, ModelError for a malformed model, and UnsupportedModel,
+    which names all that is not supported at once.
+    """
+    proto = load_model(model)
+    run = _Import(opset_of(proto))
+    _add_sources(run, proto.graph, shapes or {})
+    for node in _reachable(proto.graph, run.values):
+        _import_node(run, node)
+    run.raise_problems()
+    graph = _finished(run, proto.graph)
+    check_constants(graph)
+    return graph
+
+
+@dataclass
+class _Import:
+    """The values imported so far, by tensor name (None: depends on something unsupported), and what is unsupported."""
+
+    opset: int
+    values: dict[str, Value | None] = field(default_factory=dict)
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def raise_problems(self) -> None:
+        """UnsupportedModel if anything was found that is not supported."""
+        missing = [f"operator {op} is not supported (at {_listed(names)})" for op, names in self.missing.items()]
+        if missing or self.problems:
+            raise UnsupportedModel([*missing, *self.problems])
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{n}'" for n in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+# --- inputs, initializers, outputs ---
+
+
+def _add_sources(run: _Import, graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Enter graph inputs and initializers; sparse ones are reported."""
+    for tensor in graph.initializer:
+        try:
+            numpy_dtype(tensor.data_type)
+            run.values[tensor.name] = constant(tensor_array(tensor, tensor.name), tensor.name)
+        except Unsupported as e:
+            _report(run, f"initializer '{tensor.name}' {e}", [tensor.name])
+    for sparse in graph.sparse_initializer:
+        _report(run, f"initializer '{sparse.values.name}' is sparse; store it densely", [sparse.values.name])
+    for name, kind in graph_inputs(graph, shapes).items():
+        run.values[name] = Value(Input(kind), (), kind, name)
+
+
+def _report(run: _Import, problem: str, names: Iterable[str]) -> None:
+    run.problems.append(problem)
+    run.values.update(dict.fromkeys(names))
+
+
+def _finished(run: _Import, graph: onnx.GraphProto) -> Graph:
+    inputs = [v for v in run.values.values() if v is not None and isinstance(v.op, Input)]
+    names = tuple(o.name for o in graph.output)
+    if not names:
+        raise ModelError("the model has no outputs; export it again")
+    return Graph(tuple(inputs), tuple(_known(run.values, n, "the graph's outputs") for n in names), names)
+
+
+def _known(values: Mapping[str, Value | None], name: str, reader: str) -> Value:
+    v = values.get(name)
+    if v is None:
+        raise ModelError(f"tensor '{name}', read by {reader}, is produced by no node, input or initializer; export the model again")
+    return v
+
+
+# --- the order of nodes ---
+
+
+def _reachable(graph: onnx.GraphProto, sources: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes that outputs depend on, producers first. Raises ModelError for cycles and for tensors produced twice."""
+    producer = _producers(graph, set(sources))
+    pending, found = [o.name for o in graph.output], dict[int, set[int]]()
+    while pending:
+        index = producer.get(pending.pop())
+        if index is not None and index not in found:
+            found[index] = {producer[name] for name in graph.node[index].input if name in producer}
+            pending.extend(graph.node[index].input)
+    try:
+        return [graph.node[i] for i in TopologicalSorter(dict(sorted(found.items()))).static_order()]
+    except CycleError as e:
+        raise ModelError(f"the nodes at {_listed([_label(graph.node[i]) for i in e.args[1]])} form a cycle; export the model again") from None
+
+
+def _producers(graph: onnx.GraphProto, sources: set[str]) -> dict[str, int]:
+    producer: dict[str, int] = {}
+    for index, node in enumerate(graph.node):
+        for name in filter(None, node.output):
+            if name in producer or name in sources:
+                raise ModelError(f"tensor '{name}' is produced more than once; export the model again")
+            producer[name] = index
+    return producer
+
+
+def _label(node: onnx.NodeProto) -> str:
+    return node.name or next(filter(None, node.output), "?")
+
+
+# --- one node ---
+
+
+def _import_node(run: _Import, proto: onnx.NodeProto) -> None:
+    """Enter the results of one node; what is unsupported is noted, and its results are then unknown."""
+    op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
+    importer = IMPORTERS.get(op)
+    if importer is None:
+        run.missing.setdefault(op, []).append(_label(proto))
+        run.values.update(dict.fromkeys(proto.output))
+        return
+    if any(run.values.get(name, run) is None for name in proto.input):
+        run.values.update(dict.fromkeys(proto.output))
+        return
+    try:
+        run.values.update(zip(proto.output, _results(run, importer, proto)))
+    except Unsupported as e:
+        _report(run, f"{op} '{_label(proto)}' {e}", proto.output)
+    except QCompilerError:
+        raise
+    except _DAMAGE as e:
+        raise ModelError(f"{op} '{_label(proto)}': {e or e.__class__.__name__}; check the model with onnx.checker") from e
+
+
+def _results(run: _Import, importer: Importer, proto: onnx.NodeProto) -> list[Value]:
+    """The values of the node's outputs, under their ONNX names."""
+    operands = [_known(run.values, name, f"{proto.op_type} '{_label(proto)}'") if name else None for name in proto.input]
+    node = Node(proto.op_type, _label(proto), run.opset, _attributes(proto, run.opset), tuple(proto.output))
+    if proto.op_type not in READS_QUANTIZED and any(v is not None and v.type.quant for v in operands):
+        raise Unsupported("computes on quantized integers; put a DequantizeLinear before it")
+    answer = importer(node, *operands)
+    results = [answer] if isinstance(answer, Value) else list(answer)
+    if any(proto.output[len(results) :]):
+        raise Unsupported(f"has a used output '{proto.output[len(results)]}' that is not supported")
+    return [v if v in operands else replace(v, name=name) for v, name in zip(results, proto.output)]
+
+
+def _attributes(proto: onnx.NodeProto, opset: int) -> dict[str, Any]:
+    """Given attributes and the schema's defaults. Raises ValueError for operand counts and attributes against the schema."""
+    schema = _schema(proto.op_type, opset)
+    if not schema.min_input <= len(proto.input) <= schema.max_input:
+        raise ValueError(f"expected {schema.min_input} to {schema.max_input} operands, found {len(proto.input)}")
+    if not proto.output or not proto.output[0]:
+        raise ValueError("the first output has no name")
+    known = schema.attributes
+    given = {a.name: a for a in proto.attribute if a.name in known}
+    for name, a in given.items():
+        if int(a.type) != int(known[name].type.value):
+            raise ValueError(f"attribute {name} has type {a.type}, expected {known[name].type.value}")
+    absent = [name for name, a in known.items() if a.required and name not in given]
+    if absent:
+        raise ValueError(f"attribute {absent[0]} is missing")
+    defaults = {n: onnx.helper.get_attribute_value(a.default_value) for n, a in known.items() if a.default_value.name}
+    return {**defaults, **{n: onnx.helper.get_attribute_value(a) for n, a in given.items()}}
+
+
+def _schema(op: str, opset: int) -> onnx.defs.OpSchema:
+    try:
+        return onnx.defs.get_schema(op, opset, "")
+    except onnx.defs.SchemaError:
+        raise ValueError(f"the operator does not exist in opset {opset}") from None
+
+

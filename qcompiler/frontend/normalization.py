@@ -1,0 +1,71 @@
+"""Normalizations, written as arithmetic on the channels-last tensor."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qcompiler.frontend.convolution import as_2d, from_2d, spatial_rank
+from qcompiler.frontend.node import Importers, Node, Unsupported
+from qcompiler.ir import pointwise as pw
+from qcompiler.ir.graph import Value
+from qcompiler.ir.ops import Const, Conv, Reduce, Reduction
+from qcompiler.ir.types import DType
+
+IMPORTERS = Importers()
+
+
+@IMPORTERS.register("BatchNormalization")
+def batch_normalization(node: Node, x: Value, gain: Value, bias: Value, mean: Value, variance: Value) -> Value:
+    """x * m + (bias - mean * m) with m = gain / sqrt(variance + epsilon), in float64 where the parameters are constant."""
+    if node.attributes.get("training_mode") or any(node.outputs[1:]):
+        raise Unsupported("is in training mode; export the model for inference")
+    for p in (gain, bias, mean, variance):
+        if p.shape != x.shape[1:2]:
+            raise ValueError(f"parameter '{p.name}' {p.type} does not fit operand {x.type}")
+    g, b, mu, var = (_precise(node, p) for p in (gain, bias, mean, variance))
+    deviation = node.emit(pw.Sqrt(), node.emit(pw.Add(), var, node.constant(node.number("epsilon"), var)))
+    factor = node.emit(pw.Div(), g, deviation)
+    offset = node.emit(pw.Sub(), b, node.emit(pw.Mul(), mu, factor))
+    scaled = node.emit(pw.Mul(), node.channels_last(x), node.cast(factor, x.type.dtype))
+    return node.channels_first(node.emit(pw.Add(), scaled, node.cast(offset, x.type.dtype)))
+
+
+def _precise(node: Node, v: Value) -> Value:
+    """Constants in float64, so that folding them loses nothing."""
+    return node.cast(v, DType.f64) if isinstance(v.op, Const) else v
+
+
+@IMPORTERS.register("InstanceNormalization")
+def instance_normalization(node: Node, x: Value, gain: Value, bias: Value) -> Value:
+    """(x - mean) / sqrt(variance + epsilon) * gain + bias, mean and variance over the positions of each image and channel."""
+    last = node.channels_last(x)
+    positions = tuple(range(1, last.type.rank - 1))
+    centred = node.emit(pw.Sub(), last, node.emit(Reduce(Reduction.mean, positions), last))
+    variance = node.emit(Reduce(Reduction.mean, positions), node.emit(pw.Mul(), centred, centred))
+    deviation = node.emit(pw.Sqrt(), node.emit(pw.Add(), variance, node.constant(node.number("epsilon"), x)))
+    scaled = node.emit(pw.Mul(), node.emit(pw.Div(), centred, deviation), gain)
+    return node.channels_first(node.emit(pw.Add(), scaled, bias))
+
+
+@IMPORTERS.register("LRN")
+def local_response_normalization(node: Node, x: Value) -> Value:
+    """x * (bias + alpha * m) ** -beta, m the mean of x^2 over `size` neighbouring channels (Krizhevsky et al. 2012).
+
+    The mean is a 1x1 convolution by a band matrix whose entries are all 0 or 1 / size: exact in int8, and as fast as any
+    convolution. What follows it is a function of one tensor, so that it becomes one table.
+    """
+    rank = spatial_rank(node, x)
+    last = as_2d(node, x)
+    window = node.emit(Conv(), node.emit(pw.Mul(), last, last), node.constant(_band(last.shape[3], node.integer("size")), x))
+    alpha, beta, bias = (node.number(name) for name in ("alpha", "beta", "bias"))
+    sums = node.emit(pw.Add(), node.emit(pw.Mul(), window, node.constant(alpha, x)), node.constant(bias, x))
+    return from_2d(node, node.emit(pw.Mul(), last, node.emit(pw.Pow(), sums, node.constant(-beta, x))), rank)
+
+
+def _band(channels: int, size: int) -> np.ndarray:
+    """[C,1,1,C]: row c has 1 / size at channels c - floor((size - 1) / 2) to c + ceil((size - 1) / 2)."""
+    if size < 1:
+        raise ValueError(f"size {size} must be positive")
+    distance = np.arange(channels)[None, :] - np.arange(channels)[:, None]
+    inside = (distance >= -((size - 1) // 2)) & (distance <= size // 2)
+    return (inside / size).reshape(channels, 1, 1, channels)

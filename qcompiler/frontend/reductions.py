@@ -1,0 +1,64 @@
+"""Reductions over axes, softmax and argmax."""
+
+from __future__ import annotations
+
+from math import prod
+
+from qcompiler.frontend.node import Importers, Node
+from qcompiler.ir import pointwise as pw
+from qcompiler.ir.graph import Value
+from qcompiler.ir.ops import ArgMax, Reduce, Reduction, Reshape, Softmax
+
+IMPORTERS = Importers()
+
+_KINDS = {"ReduceMean": Reduction.mean, "ReduceSum": Reduction.sum, "ReduceMax": Reduction.max, "ReduceMin": Reduction.min}
+
+
+@IMPORTERS.register(*_KINDS)
+def reduction(node: Node, x: Value, axes: Value | None = None) -> Value:
+    """Mean, sum, maximum or minimum over axes (an attribute, later an operand; all where none are given)."""
+    return _reduce(node, _KINDS[node.op], x, axes)
+
+
+@IMPORTERS.register("ReduceL1")
+def reduce_l1(node: Node, x: Value, axes: Value | None = None) -> Value:
+    """Sum of absolute values."""
+    return _reduce(node, Reduction.sum, node.emit(pw.Abs(), x), axes)
+
+
+@IMPORTERS.register("ReduceSumSquare")
+def reduce_sum_square(node: Node, x: Value, axes: Value | None = None) -> Value:
+    """Sum of squares."""
+    return _reduce(node, Reduction.sum, node.emit(pw.Mul(), x, x), axes)
+
+
+@IMPORTERS.register("ReduceL2")
+def reduce_l2(node: Node, x: Value, axes: Value | None = None) -> Value:
+    """Square root of the sum of squares."""
+    return node.emit(pw.Sqrt(), reduce_sum_square(node, x, axes))
+
+
+def _reduce(node: Node, kind: Reduction, x: Value, axes: Value | None) -> Value:
+    """`kind` over the node's axes; with no axes everything, or nothing where noop_with_empty_axes says so."""
+    given = node.static_integers(axes, "axes") if axes is not None else node.integers("axes")
+    if not given and node.attributes.get("noop_with_empty_axes"):
+        return x
+    wanted = sorted({node.axis(x.type.rank, a, "axes") for a in given}) if given else range(x.type.rank)
+    return node.emit(Reduce(kind, tuple(wanted), bool(node.integer("keepdims"))), x)
+
+
+@IMPORTERS.register("Softmax", "LogSoftmax")
+def softmax(node: Node, x: Value) -> Value:
+    """Along one axis; before opset 13 along all axes from `axis` on, taken as one."""
+    axis, log = node.axis(x.type.rank), node.op == "LogSoftmax"
+    if node.opset >= 13 or prod(x.shape[axis + 1 :]) == 1:
+        return node.emit(Softmax(axis, log), x)
+    flat = node.emit(Reshape((prod(x.shape[:axis]), prod(x.shape[axis:]))), x)
+    return node.emit(Reshape(x.shape), node.emit(Softmax(1, log), flat))
+
+
+@IMPORTERS.register("ArgMax")
+def arg_max(node: Node, x: Value) -> Value:
+    """Index of the greatest element along an axis."""
+    last = bool(node.attributes.get("select_last_index"))
+    return node.emit(ArgMax(node.axis(x.type.rank), bool(node.integer("keepdims")), last), x)

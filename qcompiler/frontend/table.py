@@ -1,0 +1,21 @@
+"""All importers in one table: a new operator is a function in the file of its family, a new family one line here."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from qcompiler.frontend import constants, convolution, linear, movement, normalization, pointwise, pooling, quantization, reductions, resizing
+from qcompiler.frontend.node import Importer
+
+_FAMILIES = (constants, convolution, linear, movement, normalization, pointwise, pooling, quantization, reductions, resizing)
+
+IMPORTERS: Mapping[str, Importer] = MappingProxyType(dict(ChainMap(*(f.IMPORTERS for f in _FAMILIES))))
+"""The importer of each supported operator of the default domain."""
+
+READS_QUANTIZED = frozenset(
+    {"DequantizeLinear", "Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Tile", "Expand"}
+    | {"Shape", "Size", "MaxPool", "DepthToSpace", "SpaceToDepth"}
+)
+"""Operators that only move elements or order them: they may stand between QuantizeLinear and DequantizeLinear."""
