@@ -64,7 +64,8 @@ def _check_kind(v: Value, array: NDArray[np.generic]) -> None:
     kinds = {"u": "iu", "i": "iu"}.get(expected.kind, expected.kind)
     if array.dtype.kind not in kinds:
         remedy = "Apply the model's preprocessing, convert" if expected.kind == "f" else "Convert"
-        raise UsageError(f"calibration input '{v.name}': expected elements of type {expected}, found {array.dtype}. {remedy} with x.astype(numpy.{expected}).")
+        remedy += f" with x.astype(numpy.{expected})"
+        raise UsageError(f"calibration input '{v.name}': expected elements of type {expected}, found {array.dtype}. {remedy}.")
 
 
 def _check_finite(v: Value, array: NDArray[np.generic]) -> None:

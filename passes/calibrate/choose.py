@@ -1,0 +1,145 @@
+"""From the statistics of a value to its scale and zero point.
+
+    min-max       the range seen
+    percentile    without the outermost part of the elements (Wu et al. 2020, "Integer quantization for deep learning inference", section 4)
+    mse           the range that minimises E (x - Q(x))^2 under the histogram (Banner et al. 2019, ACIQ, solved numerically)
+    entropy       the range that minimises the Kullback-Leibler divergence of the quantized histogram (Migacz 2017, TensorRT)
+
+Every range is widened to hold zero, which is represented exactly; a range that never goes below zero gets the least zero
+point. Scales are float32 numbers, so that a quantized ONNX model holds the very same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.errors import UsageError
+from qcompiler.ir.types import Quantization
+
+from .entropy import least_divergence
+from .histogram import Histogram
+from .statistics import Statistics
+
+Floats = NDArray[np.float64]
+
+NARROWEST_RANGE = 1e-30
+"""What spans less is taken for all zero and gets the range [0, 1]."""
+
+
+@dataclass(frozen=True)
+class MinMax:
+    """The range seen."""
+
+
+@dataclass(frozen=True)
+class Percentile:
+    """The range left when (100 - `percent`) % of the elements are cut off, half of them at each end that is not zero."""
+
+    percent: float = 99.99
+
+
+@dataclass(frozen=True)
+class Mse:
+    """The range of least squared error; `candidates` are tried per end."""
+
+    candidates: int = 48
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """The range of least divergence."""
+
+
+Method = MinMax | Percentile | Mse | Entropy
+
+DEFAULT: Method = Mse()
+
+
+def method_named(text: str) -> Method:
+    """The method a user names: minmax, percentile, percentile:99.9, mse or entropy. UsageError for anything else."""
+    name, _, argument = text.partition(":")
+    made: dict[str, Callable[[], Method]] = {"minmax": MinMax, "mse": Mse, "entropy": Entropy, "percentile": Percentile}
+    try:
+        percent = float(argument) if argument else None
+        if name not in made or (percent is not None and (name != "percentile" or not 50 < percent <= 100)):
+            raise ValueError
+    except ValueError:
+        expected = "minmax, mse, entropy, percentile or percentile:P with 50 < P <= 100"
+        raise UsageError(f"calibration method: expected {expected}, found '{text}'. Leave it out for the default.") from None
+    return made[name]() if percent is None else Percentile(percent)
+
+
+def choose(statistics: Statistics, method: Method = DEFAULT, bits: int = 8, symmetric: bool = False) -> Quantization:
+    """The per-tensor quantization of a value; `symmetric` asks for zero point 0 (and leaves -2^(bits-1) unused)."""
+    if statistics.max - min(statistics.min, 0.0) < NARROWEST_RANGE and statistics.min > -NARROWEST_RANGE:
+        return affine(0.0, 1.0, bits, symmetric)
+    return affine(*_range(statistics, method, bits, symmetric), bits, symmetric)
+
+
+def affine(lo: float, hi: float, bits: int = 8, symmetric: bool = False) -> Quantization:
+    """The quantization whose range is [lo, hi] widened to hold zero; the zero point is rounded, the scale float32."""
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    qmin, qmax = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    if symmetric:
+        return Quantization.per_tensor(float(np.float32(max(-lo, hi) / qmax)), 0, bits)
+    scale = float(np.float32((hi - lo) / (qmax - qmin)))
+    return Quantization.per_tensor(scale, int(np.clip(np.rint(qmin - lo / scale), qmin, qmax)), bits)
+
+
+def _range(statistics: Statistics, method: Method, bits: int, symmetric: bool) -> tuple[float, float]:
+    """The range that `method` finds, within the extremes seen."""
+    lo, hi = min(statistics.min, 0.0), max(statistics.max, 0.0)
+    match method:
+        case Percentile(percent=percent):
+            low, high = percentile_range(statistics.histogram, percent)
+            return max(lo, low), min(hi, high)
+        case Mse(candidates=candidates):
+            return least_squares_range(statistics.histogram, lo, hi, bits, symmetric, candidates)
+        case Entropy():
+            limit = least_divergence(statistics.histogram, 1 << (bits - 1 if symmetric else bits))
+            return max(lo, -limit), min(hi, limit)
+    return lo, hi
+
+
+def percentile_range(h: Histogram, percent: float) -> tuple[float, float]:
+    """The quantiles of `h`, linear within a bin; an end without elements beyond zero is zero and gets no share of the cut."""
+    below = np.concatenate([[0.0], np.cumsum(h.counts) / h.counts.sum()])
+    cut = (1 - percent / 100) / ((h.first < 0) + (h.first + len(h.counts) > 1) or 1)
+    lo, hi = np.interp([cut, 1 - cut], below, h.edges)
+    return min(float(lo), 0.0) if h.first < 0 else 0.0, max(float(hi), 0.0)
+
+
+def squared_error(h: Histogram, lo: Floats, hi: Floats, bits: int, symmetric: bool = False) -> Floats:
+    """Sum of (x - Q(x))^2 for each candidate range, taking the elements of a bin as spread evenly over it.
+
+    The integral of (x - Q(x))^2 from 0 to x is closed: n s^3 / 12 + (x - n s)^3 / 3 with n = round(x / s), n held within the grid.
+    """
+    grids = [affine(a, b, bits, symmetric) for a, b in zip(lo, hi)]
+    scale = np.array([g.scale[0] for g in grids])[:, None]
+    zero = np.array([g.zero_point[0] for g in grids])[:, None]
+    x = h.edges[None, :]
+    n = np.clip(np.rint(x / scale), grids[0].qmin + int(symmetric) - zero, grids[0].qmax - zero)
+    integral = n * scale**3 / 12 + (x - n * scale) ** 3 / 3
+    return np.diff(integral, axis=1) @ h.counts / h.width
+
+
+def least_squares_range(h: Histogram, lo: float, hi: float, bits: int, symmetric: bool, candidates: int) -> tuple[float, float]:
+    """Coordinate descent over the two ends, each from a grid of fractions of the range seen, then from a finer one around the best."""
+    low, high = lo, hi
+    for fractions in (np.linspace(1 / candidates, 1, candidates), 1 + np.linspace(-1, 1, 9) / candidates):
+        for _ in range(2):
+            high = _best_end(lambda b, a=low: squared_error(h, np.full_like(b, a), b, bits, symmetric), fractions, hi, high)
+            low = -_best_end(lambda a, b=high: squared_error(h, -a, np.full_like(a, b), bits, symmetric), fractions, -lo, -low)
+    return low, high
+
+
+def _best_end(error: Callable[[Floats], Floats], fractions: Floats, limit: float, current: float) -> float:
+    """The best of the `fractions` of `limit` (coarse, ending at 1) or of `current` (fine, around 1), none beyond `limit`."""
+    if limit == 0:
+        return 0.0
+    ends = np.minimum(fractions * (limit if fractions[-1] == 1 else current), limit)
+    return float(ends[np.argmin(error(ends))])
