@@ -5,8 +5,8 @@ The folder is replaced as a whole (`atomic`): an earlier artifact stays until th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,6 +50,8 @@ class Artifact:
     image: Image | None
     report: Any = None
     certificate: Any = None
+    extra: Mapping[str, bytes] = field(default_factory=dict)
+    """Further files, by name."""
 
     @classmethod
     def of_elf(cls, obj: bytes, interface: Interface, target: Target, report: Any = None, certificate: Any = None) -> Artifact:
@@ -110,6 +112,7 @@ def _files(artifact: Artifact) -> Iterator[tuple[str, bytes]]:
     yield HEADER, header(interface, _platform(target), tool(), (obj, library)).encode("ascii")
     if artifact.image is not None:
         yield IMAGE, artifact.image.data
+    yield from artifact.extra.items()
 
 
 def _share(staging: Path, artifact: Artifact) -> None:
