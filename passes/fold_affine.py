@@ -14,7 +14,7 @@ from math import inf, isinf
 import numpy as np
 
 from qcompiler.ir.graph import Declined, Graph, Rule, Sweep, Value, apply, rewrite
-from qcompiler.ir.ops import AveragePool, Concat, Const, Conv, MatMul, MaxPool, Pad, PadMode, Reduce, Reduction, Reshape, Resize, Slice, Transpose
+from qcompiler.ir.ops import AveragePool, Concat, Const, Conv, MatMul, MaxPool, Op, Pad, PadMode, Reduce, Reduction, Reshape, Resize, Slice, Transpose
 from qcompiler.ir.pointwise import Add, Clip, LeakyRelu, Mul
 
 from .constants import Floats, floats, per_channel, same_dtype
@@ -50,6 +50,10 @@ class Affine:
     def channels(self, start: int, stop: int) -> Affine:
         """The map of some channels."""
         return Affine(*(a if a.size == 1 else a[start:stop] for a in (self.scale, self.shift)))
+
+    def repeated(self, times: int) -> Affine:
+        """The map of a last axis that a reshape splits `times` fold: channel c of the result was channel c, c + C, c + 2C ..."""
+        return Affine(*(a if a.size == 1 else np.tile(a, times) for a in (self.scale, self.shift)))
 
     def number(self, x: float) -> float:
         """The image of a number under a uniform map."""
@@ -87,9 +91,9 @@ def absorb(x: Value, f: Affine, name: str, sweep: Sweep) -> Value | None:
         return into_conv(x, f, name, sweep)
     if isinstance(x.op, Concat):
         return _into_branches(x, f, name, sweep)
-    op = _commuted(x, f)
-    inner = absorb(x.inputs[0], f, f"{name}.in", sweep) if op is not None else None
-    return None if op is None or inner is None else replace(x, op=op, inputs=(inner,), name=name)
+    moved = commuted(x, f)
+    inner = absorb(x.inputs[0], moved[1], x.inputs[0].name, sweep) if moved is not None else None
+    return None if moved is None or inner is None else replace(x, op=moved[0], inputs=(inner,), name=name)
 
 
 ABSORBING = (Const, Conv, Concat, Clip, LeakyRelu, MaxPool, AveragePool, Reduce, Resize, Slice, Pad, Reshape, Transpose)
@@ -123,36 +127,38 @@ def _into_branches(x: Value, f: Affine, name: str, sweep: Sweep) -> Value | None
     return replace(x, inputs=tuple(taken), name=name)
 
 
-def _commuted(x: Value, f: Affine) -> Clip | LeakyRelu | MaxPool | AveragePool | Reduce | Resize | Slice | Pad | Reshape | Transpose | None:
-    """The operator g with f(op(y)) = g(f(y)), if there is one."""
+def commuted(x: Value, f: Affine) -> tuple[Op, Affine] | None:
+    """g and h with f(op(y)) = g(h(y)), if there are such."""
     rank = len(x.shape)
     match x.op:
         case Clip(lo, hi) if f.is_positive and f.is_uniform:
-            return Clip(f.number(lo), f.number(hi))
+            return Clip(f.number(lo), f.number(hi)), f
         case Clip(lo, hi) if f.is_positive and f.is_scale and {lo, hi} <= {-inf, 0.0, inf}:
-            return x.op
+            return x.op, f
         case LeakyRelu() if f.is_positive and f.is_scale:
-            return x.op
+            return x.op, f
         case MaxPool() if f.is_positive:
-            return x.op
+            return x.op, f
         case AveragePool(counted_pads=counted) if f.is_scale or not any(map(any, counted)):
-            return x.op
+            return x.op, f
         case Reduce(Reduction.mean, axes) if rank - 1 not in axes:
-            return x.op
+            return x.op, f
         case Reduce(Reduction.sum, axes) if rank - 1 not in axes and f.is_scale:
-            return x.op
+            return x.op, f
         case Resize(taps) if taps[-1] is None:
-            return x.op
+            return x.op, f
         case Slice(starts, stops) if f.is_uniform or (starts[-1], stops[-1]) == (0, x.inputs[0].shape[-1]):
-            return x.op
+            return x.op, f
         case Pad(mode=PadMode.constant, value=value) if f.is_uniform:
-            return replace(x.op, value=f.number(value))
+            return replace(x.op, value=f.number(value)), f
         case Pad(pads, PadMode.constant, 0.0) if f.is_scale and pads[-1] == (0, 0):
-            return x.op
-        case Reshape() if f.is_uniform or x.shape[-1:] == x.inputs[0].shape[-1:]:
-            return x.op
+            return x.op, f
+        case Reshape() if f.is_uniform:
+            return x.op, f
+        case Reshape() if x.inputs[0].shape[-1] % x.shape[-1] == 0:
+            return x.op, f.repeated(x.inputs[0].shape[-1] // x.shape[-1])
         case Transpose(perm) if f.is_uniform or perm[-1] == rank - 1:
-            return x.op
+            return x.op, f
     return None
 
 

@@ -1,0 +1,60 @@
+"""The canonical float graph: what the frontend writes down plainly, in the few terms that later passes know.
+
+Afterwards dense layers and batch normalizations are convolutions, transpositions stand only where the model's own inputs
+and outputs (or true shuffles) need them, padding is part of windows, and what reads one tensor pointwise is one `Map`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qcompiler.ir.graph import Declined, Graph
+
+from .affine_to_depthwise import affine_to_depthwise
+from .canonicalize import canonicalize
+from .deduplicate import deduplicate
+from .dense_to_conv import dense_to_conv
+from .fold_affine import fold_affine
+from .fold_constants import fold_constants
+from .map_unary import map_unary
+from .merge_pads import merge_pads
+from .name_values import name_values
+from .remove_identities import remove_identities
+from .sink_transposes import sink_transposes
+from .subpixel import subpixel
+
+Pass = Callable[[Graph, Declined | None], Graph]
+
+TIDY: tuple[Pass, ...] = (fold_constants, remove_identities, canonicalize, deduplicate, sink_transposes)
+FOLD: tuple[Pass, ...] = (*TIDY, subpixel, merge_pads, fold_affine)
+
+STAGES: tuple[tuple[Pass, ...], ...] = (
+    TIDY,
+    FOLD,
+    (*FOLD, dense_to_conv),
+    (*FOLD, dense_to_conv, affine_to_depthwise),
+    (*FOLD, dense_to_conv, affine_to_depthwise, map_unary),
+)
+
+
+def simplify(graph: Graph, declined: Declined | None = None) -> Graph:
+    """Run each stage until nothing changes. `declined` learns what was not folded in the end, and why."""
+    for stage in STAGES[:-1]:
+        graph = settle(graph, stage)
+    return name_values(settle(graph, STAGES[-1], declined))
+
+
+def settle(graph: Graph, passes: tuple[Pass, ...], declined: Declined | None = None, limit: int = 50) -> Graph:
+    """Run `passes` in turn until none changes the graph. Only the last, idle round says what it declined.
+
+    Raises RuntimeError after `limit` rounds: two passes undo each other.
+    """
+    for _ in range(limit):
+        before, reasons = graph, Declined()
+        for run in passes:
+            graph = run(graph, reasons)
+        if graph is before:
+            if declined is not None:
+                declined.reasons.update(reasons.reasons)
+            return graph
+    raise RuntimeError(f"passes did not settle after {limit} rounds: {[p.__name__ for p in passes]}")

@@ -1,0 +1,93 @@
+"""Transposed convolution = convolution + depth to space (Shi et al. 2016, "Is the deconvolution layer the same ...").
+
+Output o = q s + phi along an axis with stride s, padding p and dilation d gets tap t from input i = (o + p - d t) / s
+where that is whole: i = q + n(phi, t), the same offset n for every q. So each phase phi is an ordinary convolution at
+stride 1 with the taps of that phase at places n; all s_h s_w phases share one kernel size, zeros between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.ir.graph import Declined, Graph, Rule, Sweep, Value, apply, rewrite
+from qcompiler.ir.ops import Const, Conv, ConvTranspose, Reshape, Slice, Transpose, constant
+
+Weights = NDArray[np.generic]
+
+
+def subpixel(graph: Graph, declined: Declined | None = None) -> Graph:
+    """Write every ConvTranspose as Conv, Reshape, Transpose, Reshape and Slice."""
+    return rewrite(graph, RULES, declined)
+
+
+@dataclass(frozen=True)
+class Phases:
+    """One axis: (phase, tap, offset) of every tap, the padding, and the number of outputs in each phase."""
+
+    taps: tuple[tuple[int, int, int], ...]
+    pads: tuple[int, int]
+    kernel: int
+    count: int
+
+    @staticmethod
+    def of(op: ConvTranspose, axis: int, size: int, kernel: int, out: int) -> Phases:
+        """The phases of `axis` (0 is H) for `size` inputs and `out` outputs."""
+        s, d, p = op.strides[axis], op.dilations[axis], op.pads[axis][0]
+        found = [(phase, t, (phase + p - d * t) // s) for phase in range(s) for t in range(kernel) if (phase + p - d * t) % s == 0]
+        low, high = (choose(0, *(n for _, _, n in found)) for choose in (min, max))
+        before, after = -low, max(-(-out // s) + high - size, 0)
+        window = high - low + 1
+        return Phases(tuple((a, t, n - low) for a, t, n in found), (before, after), window, size + before + after - window + 1)
+
+
+def to_subpixel(v: Value, sweep: Sweep) -> Value | None:
+    """ConvTranspose with constant weights as a convolution to s_h s_w times the channels, spread over space."""
+    match v:
+        case Value(ConvTranspose() as op, (x, Value(Const(w)) as weights, *bias)):
+            h, wd = (Phases.of(op, a, x.shape[1 + a], w.shape[1 + a], v.shape[1 + a]) for a in range(2))
+            filters = constant(_filters(op, w, h, wd), weights.name)
+            conv = apply(Conv(pads=(h.pads, wd.pads), groups=op.groups), x, filters, *(_biases(op, b) for b in bias), name=v.name)
+            full = _depth_to_space(conv, op, v.shape[3])
+            return apply(Slice((0,) * 4, v.shape, (1,) * 4), full, name=f"{v.name}.cropped")
+        case Value(ConvTranspose()):
+            return sweep.declined(v, "weights are no constant")
+    return None
+
+
+def _filters(op: ConvTranspose, w: Weights, h: Phases, wd: Phases) -> Weights:
+    """w [C, kh, kw, O/groups] as [groups * s_h * s_w * O/groups, window_h, window_w, C/groups]."""
+    grouped = w.reshape(op.groups, -1, *w.shape[1:])
+    full = np.zeros((op.groups, *op.strides, w.shape[3], h.kernel, wd.kernel, grouped.shape[1]), w.dtype)
+    for (a, t, n), (b, u, m) in _pairs(h, wd):
+        full[:, a, b, :, n, m, :] = grouped[:, :, t, u, :].transpose(0, 2, 1)
+    return full.reshape(-1, *full.shape[4:])
+
+
+def _pairs(h: Phases, w: Phases) -> Iterator[tuple[tuple[int, int, int], tuple[int, int, int]]]:
+    return ((i, j) for i in h.taps for j in w.taps)
+
+
+def _biases(op: ConvTranspose, b: Value) -> Value:
+    """The bias [O], once for each phase."""
+    if not isinstance(b.op, Const):
+        raise ValueError(f"bias '{b.name}' is no constant")
+    grouped = b.op.data.reshape(op.groups, 1, 1, -1)
+    return constant(np.broadcast_to(grouped, (op.groups, *op.strides, grouped.shape[3])).reshape(-1), b.name)
+
+
+def _depth_to_space(conv: Value, op: ConvTranspose, channels: int) -> Value:
+    """[N, H, W, (groups, s_h, s_w, C)] to [N, H s_h, W s_w, groups C]."""
+    n, h, w, _ = conv.shape
+    sh, sw = op.strides
+    groups = (op.groups,) if op.groups > 1 else ()
+    perm = (0, 1, 4, 2, 5, 3, 6) if groups else (0, 1, 3, 2, 4, 5)
+    split = apply(Reshape((n, h, w, *groups, sh, sw, channels // op.groups)), conv, name=f"{conv.name}.phases")
+    spread = apply(Transpose(perm), split, name=f"{conv.name}.spread")
+    return apply(Reshape((n, h * sh, w * sw, channels)), spread, name=f"{conv.name}.space")
+
+
+RULES: tuple[Rule, ...] = (to_subpixel,)
