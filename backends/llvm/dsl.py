@@ -227,22 +227,24 @@ class Kernel:
         if n == 1:
             yield 0, carried
             return
-        before = self.b.block
+        before, initial = self.b.block, [_registers(c) for c in carried]
         body = self.function.append_basic_block("loop")
         self.b.branch(body)
         self.b.position_at_end(body)
         index = self.b.phi(I64)
         index.add_incoming(self.i64(0), before)
-        phis = [[self._phi(r, before) for r in _registers(c)] for c in carried]
+        phis = [[self._phi(r, before) for r in regs] for regs in initial]
         carried[:] = [_rebuilt(c, p) for c, p in zip(carried, phis)]
         yield Index(self, index), carried
         following = self.b.add(index, self.i64(1), flags=["nuw", "nsw"])
-        for phi, value in ((p, r) for ps, c in zip(phis, carried) for p, r in zip(ps, _registers(c), strict=True)):
+        final = [_registers(c) for c in carried]
+        for phi, value in ((p, r) for ps, rs in zip(phis, final) for p, r in zip(ps, rs, strict=True)):
             phi.add_incoming(value, self.b.block)
         index.add_incoming(following, self.b.block)
         after = self.function.append_basic_block("after")
         self.b.cbranch(self.b.icmp_unsigned("<", following, self.i64(n)), body, after)
         self.b.position_at_end(after)
+        carried[:] = [_rebuilt(c, r) for c, r in zip(carried, final)]
 
     def _phi(self, initial: Any, before: Any) -> Any:
         phi = self.b.phi(initial.type)
@@ -353,6 +355,10 @@ class Kernel:
         halves = _part_halves(lanes, x.bits)
         low, high = (instrs.shuffle(self.b, a, c, [i for p in half for i in (p, lanes + p)]) for half in halves)
         return Val(self, (low,), x.bits), Val(self, (high,), x.bits)
+
+    def absolute(self, x: Any) -> Any:
+        """|x| of one register; -2^(bits-1) stays, and is right when read as unsigned."""
+        return self.intrinsic("abs", x, ir.Constant(ir.IntType(1), 0))
 
     def reinterpret(self, x: Val, bits: int) -> Val:
         """The same registers read as lanes of another width."""

@@ -1,0 +1,59 @@
+"""From a module of kernels to optimized code: object, assembly, or in-process for tests and measurement.
+
+Kernels are explicit, so few passes run: no vectorizer, no unroller, and nothing that recognizes loops as calls of memcpy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import llvmlite.binding as llvm
+
+from .target import Target
+
+
+def optimized(module: Any, target: Target, machine: Any) -> Any:
+    """LLVM's verified and optimized module of a `llvmlite.ir.Module`."""
+    parsed = llvm.parse_assembly(_text(module, target))
+    parsed.verify()
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_sroa_pass()
+    passes.add_instruction_combine_pass()
+    passes.add_simplify_cfg_pass()
+    passes.add_new_gvn_pass()
+    passes.add_instruction_combine_pass()
+    passes.add_dead_code_elimination_pass()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(parsed, builder)
+    return parsed
+
+
+def _text(module: Any, target: Target) -> str:
+    if not target.by_meaning:
+        module.triple = target.triple
+    return str(module)
+
+
+@dataclass(frozen=True, eq=False)
+class Jitted:
+    """Machine code in this process."""
+
+    engine: Any
+    name: str
+
+    def __call__(self, *pointers: int) -> int:
+        """Call the function with addresses."""
+        kind = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * len(pointers))
+        return int(kind(self.engine.get_function_address(self.name))(*pointers))
+
+
+def jit(module: Any, target: Target, names: Sequence[str]) -> list[Jitted]:
+    """The named functions, ready to be called."""
+    machine = target.machine(jit=True)
+    engine = llvm.create_mcjit_compiler(optimized(module, target, machine), machine)
+    engine.finalize_object()
+    return [Jitted(engine, n) for n in names]

@@ -1,0 +1,129 @@
+"""Dot products of four: acc[lane] += sum over i < 4 of x[lane, i] * w[lane, i], in the form that each instruction set has.
+
+All forms are exact for x in [-128, 127] and w in [-127, 127]:
+
+- **vpdpbusd**: one instruction, u8 x s8. Activations are stored offset by 128, which the bias takes back: -128 * sum(w), modulo 2^32.
+- **maddubs**: |x| as u8 times sign(w, x) as s8 in pairs of 16 bits, at most 2 * 128 * 127 < 2^15, then vpmaddwd by ones.
+- **sdot**: one instruction, s8 x s8.
+- **smull**: the first and second pair of a group multiplied to 16 bits and added, at most 2 * 128 * 127 < 2^15 again, then
+  pairwise added into the accumulator: smull, smlal, sadalp. Weights are packed with pairs outermost: (pair, lane, 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import instrs
+from .dsl import Kernel, Ptr, Val
+from .target import Target
+
+GROUP = 4
+"""Products per accumulator lane and step."""
+XOperand = tuple[Any, ...]
+"""What `Dot.dot` wants of x, prepared once for all registers of weights."""
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One form; the numbers are what the choice of tiles needs to know."""
+
+    steps: int = 1
+    """Instructions per dot."""
+    prepare: int = 0
+    """Instructions per x operand besides its load."""
+    scratch: int = 1
+    """Registers in use besides accumulators and weights."""
+
+    def pack(self, w: NDArray[np.int8]) -> NDArray[np.int8]:
+        """Weights [..., lanes, 4] in the order of a register: [..., lanes * 4]."""
+        return w.reshape(*w.shape[:-2], -1)
+
+    def broadcast(self, k: Kernel, p: Ptr) -> XOperand:
+        """The four stored activations at `p`, for all lanes."""
+        return self.operand(k, k.reinterpret(k.broadcast(p, 32), 8))
+
+    def operand(self, k: Kernel, x: Val) -> XOperand:
+        """x operand of a register with four activations per lane."""
+        return x.regs
+
+    def interleave(self, k: Kernel, taps: list[Val]) -> list[XOperand]:
+        """Four x operands, for the registers of a block of count 4, from four registers of channels: lane c gets taps[i][c]."""
+        pairs = [k.reinterpret(half, 16) for a, b in (taps[:2], taps[2:]) for half in k.zip(a, b)]
+        quads = [*k.zip(pairs[0], pairs[2]), *k.zip(pairs[1], pairs[3])]
+        return [self.operand(k, k.reinterpret(q, 8)) for q in quads]
+
+    def dot(self, k: Kernel, acc: Any, x: XOperand, w: Any) -> Any:
+        """acc plus the products."""
+        raise NotImplementedError
+
+    def all(self, k: Kernel, acc: Val, x: XOperand, w: Val) -> Val:
+        """`dot` for each register of weights."""
+        return Val(k, tuple(self.dot(k, a, x, r) for a, r in zip(acc.regs, w.regs, strict=True)), 32)
+
+
+class Vpdpbusd(Dot):
+    """u8 x s8 in one instruction."""
+
+    def dot(self, k: Kernel, acc: Any, x: XOperand, w: Any) -> Any:
+        return instrs.VPDPBUSD[k.target.vector_bits](k, acc, x[0], w)
+
+
+class Maddubs(Dot):
+    """|x| * sign(w, x), exact in 16 bits."""
+
+    def operand(self, k: Kernel, x: Val) -> XOperand:
+        (r,) = x.regs
+        return r, k.absolute(r)
+
+    def dot(self, k: Kernel, acc: Any, x: XOperand, w: Any) -> Any:
+        signed, bits = instrs.SIGN[k.target.vector_bits](k, w, x[0]), k.target.vector_bits
+        pairs = instrs.MADDUBS[bits](k, x[1], signed)
+        return k.b.add(acc, instrs.MADD[bits](k, pairs, instrs.splat(pairs.type, 1)))
+
+
+class Sdot(Dot):
+    """s8 x s8 in one instruction."""
+
+    def dot(self, k: Kernel, acc: Any, x: XOperand, w: Any) -> Any:
+        return instrs.SDOT(k, acc, x[0], w)
+
+
+class Smull(Dot):
+    """Pairs outermost: x and w operands are (first pairs, second pairs) of all lanes."""
+
+    def pack(self, w: NDArray[np.int8]) -> NDArray[np.int8]:
+        lanes = w.shape[-2]
+        return w.reshape(*w.shape[:-1], 2, 2).swapaxes(-3, -2).reshape(*w.shape[:-2], lanes * 4)
+
+    def broadcast(self, k: Kernel, p: Ptr) -> XOperand:
+        return tuple(_half(k, k.reinterpret(k.broadcast(p + at, 16), 8), 0) for at in (0, 2))
+
+    def interleave(self, k: Kernel, taps: list[Val]) -> list[XOperand]:
+        first, second = k.zip(*taps[:2]), k.zip(*taps[2:])
+        return [(_half(k, first[i], h), _half(k, second[i], h)) for i in (0, 1) for h in (0, 1)]
+
+    def dot(self, k: Kernel, acc: Any, x: XOperand, w: Any) -> Any:
+        halves = [_half(k, Val(k, (w,), 8), h) for h in (0, 1)]
+        low, high = (instrs.SMULL(k, a, b) for a, b in zip(x, halves))
+        return k.b.add(acc, instrs.SADDLP(k, k.b.add(low, high)))
+
+
+def _half(k: Kernel, x: Val, which: int) -> Any:
+    return instrs.pick(k.b, x.regs[0], list(range(8 * which, 8 * which + 8)))
+
+
+FORMS: dict[str, Dot] = {
+    "vpdpbusd": Vpdpbusd(),
+    "maddubs": Maddubs(steps=4, prepare=1, scratch=5),
+    "sdot": Sdot(),
+    "smull": Smull(steps=3, prepare=1, scratch=3),
+}
+
+
+def dot_of(target: Target) -> Dot:
+    """The form of `target`."""
+    return FORMS[target.dot]

@@ -1,0 +1,250 @@
+"""Convolution as a matrix product that never builds its matrix: out[pixel, o] = epilogue(sum_k x[pixel, k] * w[o, k]).
+
+The K dimension of an output pixel is a list of **runs** of consecutive bytes in channels-last memory: for each kernel row the kw * C bytes of the
+window's row, or where pixels are not neighbours (dilation, an operand inside a larger buffer) C bytes for each (row, column). A
+run is read in groups of four bytes, each broadcast to all lanes; its length is rounded up to four with zero weights, so reading into the
+neighbour does no harm.
+
+A tile of `rows x columns` output pixels times `count` registers of channels stays in registers over the whole of K. Tiles at
+the right and lower edge are moved back inside: some pixels are computed twice, to the same bytes. Weights are packed at compile
+time in the order of reading: [block][run][group][register][lane][4].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..dot import GROUP, dot_of
+from ..dsl import Index, Kernel, Ptr, Val, join, wide_order
+from ..epilogue import Epilogue, Sources, load_pixels, store_pixels
+from ..target import Target
+
+PARAMETERS = ("x", "residual", "weights", "constants", "tables", "out")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Bytes from one output position to the next, in an operand or the result."""
+
+    image: int
+    row: int
+    column: int
+    group: int = 0
+
+    def at(self, p: Ptr, row: Index | int, column: Index | int) -> Ptr:
+        """The address of a position."""
+        return p + row * self.row + column * self.column
+
+    def flattens(self, columns: int) -> bool:
+        """Whether rows of `columns` follow each other without a gap."""
+        return self.row == columns * self.column
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`blocks` blocks of `count` registers of channels, computed in tiles of `rows x columns` pixels.
+
+    `unroll` groups of K are written out in the loop; they take turns in `chains` independent accumulators."""
+
+    blocks: int
+    count: int
+    rows: int
+    columns: int
+    unroll: int = 1
+    chains: int = 1
+
+
+@dataclass(frozen=True)
+class ConvConfig:
+    """All that the code depends on; what differs between layers of equal configuration is behind pointers."""
+
+    images: int
+    rows: int
+    columns: int
+    channels: int
+    """Output channels per group."""
+    groups: int
+    runs: tuple[tuple[int, int], ...]
+    """(number, bytes between) of the runs of a window, outermost first."""
+    run: int
+    """Groups of four bytes in a run."""
+    x: Steps
+    out: Steps
+    residual: Steps | None
+    segments: tuple[Segment, ...]
+    epilogue: Epilogue
+
+    @property
+    def depth(self) -> int:
+        """Groups of four in all of K."""
+        return prod(n for n, _ in self.runs) * self.run
+
+
+def pack_weights(w: NDArray[np.int8], config: ConvConfig, target: Target) -> bytes:
+    """w [O, number of runs, bytes of a run] in the order in which the kernel reads it."""
+    per_group = w.reshape(config.groups, config.channels, w.shape[1], w.shape[2])
+    return b"".join(_packed_segments(g, config, target) for g in per_group)
+
+
+def _packed_segments(w: NDArray[np.int8], config: ConvConfig, target: Target) -> bytes:
+    o, runs, length = w.shape
+    padded = np.pad(w, ((0, 0), (0, 0), (0, config.run * GROUP - length)))
+    pieces = list[bytes]()
+    for start, s in starts(config.segments, target):
+        size = s.blocks * s.count * target.lanes
+        here = padded[start : start + size]
+        here = np.pad(here, ((0, size - here.shape[0]), (0, 0), (0, 0)))
+        lanes = here.reshape(s.blocks, s.count * target.lanes, runs, config.run, GROUP)[:, wide_order(target, 32, s.count)]
+        ordered = lanes.reshape(s.blocks, s.count, target.lanes, runs, config.run, GROUP).transpose(0, 3, 4, 1, 2, 5)
+        pieces.append(dot_of(target).pack(np.ascontiguousarray(ordered)).tobytes())
+    return b"".join(pieces)
+
+
+def starts(segments: Sequence[Segment], target: Target) -> Iterator[tuple[int, Segment]]:
+    """(first channel, segment)."""
+    channel = 0
+    for s in segments:
+        yield channel, s
+        channel += s.blocks * s.count * target.lanes
+
+
+# --- code ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Where the loops stand: pointers to x, the residual, weights, constants, tables and the result."""
+
+    x: Ptr
+    residual: Ptr
+    weights: Ptr
+    constants: Ptr
+    tables: Ptr
+    out: Ptr
+
+
+def emit_conv(k: Kernel, config: ConvConfig) -> None:
+    """The body of a function with `PARAMETERS`."""
+    t = k.target
+    residual = config.residual or Steps(0, 0, 0)
+    per_group = sum(s.blocks * _block_sizes(config, s, t)[0] for s in config.segments)
+    constants = sum(s.blocks * _block_sizes(config, s, t)[1] for s in config.segments)
+    base = Operands(*k.parameters)
+    with k.loop(config.groups) as (g, _):
+        here = Operands(
+            base.x + g * config.x.group,
+            base.residual + g * residual.group,
+            base.weights + g * per_group,
+            base.constants + g * constants,
+            base.tables,
+            base.out + g * config.out.group,
+        )
+        for start, s in starts(config.segments, t):
+            _emit_segment(k, config, s, start, here)
+            weights, numbers = _block_sizes(config, s, t)
+            here = Operands(here.x, here.residual, here.weights + s.blocks * weights, here.constants + s.blocks * numbers, here.tables, here.out)
+
+
+def _block_sizes(config: ConvConfig, s: Segment, t: Target) -> tuple[int, int]:
+    """Bytes of weights and of constants of one block."""
+    return config.depth * s.count * t.vector_bytes, config.epilogue.block_bytes(t, s.count)
+
+
+def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, start: int, at: Operands) -> None:
+    size = s.count * k.target.lanes
+    rest = config.channels - start - (s.blocks - 1) * size
+    if rest < size and s.blocks > 1:
+        raise ValueError("only a segment of one block may be partly empty")
+    weights, numbers = _block_sizes(config, s, k.target)
+    with k.loop(s.blocks) as (b, _), k.loop(config.images) as (n, _):
+        block = Operands(
+            at.x + n * config.x.image,
+            _moved(at.residual, config.residual, n) + (b * size + start),
+            at.weights + b * weights,
+            at.constants + b * numbers,
+            at.tables,
+            at.out + n * config.out.image + (b * size + start),
+        )
+        with k.loop(-(-config.rows // s.rows)) as (i, _):
+            row = _tile_start(i, s.rows, config.rows)
+            with k.loop(-(-config.columns // s.columns)) as (j, _):
+                _emit_tile(k, config, s, min(rest, size), block, row, _tile_start(j, s.columns, config.columns))
+
+
+def _moved(p: Ptr, steps: Steps | None, image: Index | int) -> Ptr:
+    return p + image * steps.image if steps else p
+
+
+def _tile_start(i: Index | int, size: int, whole: int) -> Index | int:
+    """First position of tile i; the last tile is moved back inside."""
+    if isinstance(i, int):
+        return 0
+    start = i * size
+    return start if whole % size == 0 or isinstance(start, int) else start.minimum(whole - size)
+
+
+def _emit_tile(k: Kernel, config: ConvConfig, s: Segment, nbytes: int, at: Operands, row: Index | int, column: Index | int) -> None:
+    pixels = [(r, c) for r in range(s.rows) for c in range(s.columns)]
+    x = config.x.at(at.x, row, column)
+    acc = _accumulate(k, config, s, [config.x.at(x, r, c).offset - x.offset for r, c in pixels], x, at)
+    out = config.out.at(at.out, row, column)
+    other = config.residual.at(at.residual, row, column) if config.residual else at.residual
+    joined = 4 // s.count
+    for first in range(0, len(pixels), joined):
+        here = pixels[first : first + joined]
+
+        def residual(here: list[tuple[int, int]] = here) -> Val:
+            assert config.residual is not None
+            pointers = [config.residual.at(other, r, c) for r, c in here]
+            return load_pixels(k, pointers, s.count, nbytes, config.epilogue.residual_stored)
+
+        bundle = join(_filled(acc[first : first + joined]))
+        y = config.epilogue.apply(k, bundle, at.constants, s.count, Sources(residual, at.tables))
+        store_pixels(k, y, [config.out.at(out, r, c) for r, c in here], s.count, nbytes, config.epilogue.stored)
+
+
+def _filled(pixels: Sequence[Val]) -> list[Val]:
+    """One, two or four pixels: the last one repeated."""
+    size = 1 << (len(pixels) - 1).bit_length()
+    return [*pixels, *[pixels[-1]] * (size - len(pixels))]
+
+
+def _accumulate(k: Kernel, config: ConvConfig, s: Segment, offsets: Sequence[int], x: Ptr, at: Operands) -> list[Val]:
+    """Accumulators of all pixels of a tile, over all runs."""
+    dot, registers = dot_of(k.target), k.target.vector_bytes * s.count
+    first = config.epilogue.initial(k, at.constants, s.count)
+    zero = k.splat(0, 32).repeat(s.count)
+    state: list[Val | Ptr] = [at.weights, *[first] * len(offsets), *[zero] * (len(offsets) * (s.chains - 1))]
+
+    def group(state: list[Val | Ptr], x: Ptr, u: int) -> None:
+        weights = state[0]
+        assert isinstance(weights, Ptr)
+        w = k.load(weights + u * registers, 8, s.count)
+        for n, offset in enumerate(offsets, 1 + u % s.chains * len(offsets)):
+            acc = state[n]
+            assert isinstance(acc, Val)
+            state[n] = dot.all(k, acc, dot.broadcast(k, x + (offset + u * GROUP)), w)
+
+    def walk(runs: Sequence[tuple[int, int]], state: list[Val | Ptr], x: Ptr) -> list[Val | Ptr]:
+        if runs:
+            with k.loop(runs[0][0], state) as (i, inner):
+                inner[:] = walk(runs[1:], inner, x + i * runs[0][1])
+            return inner
+        with k.loop(config.run // s.unroll, state) as (i, inner):
+            for u in range(s.unroll):
+                group(inner, x + i * (GROUP * s.unroll), u)
+            weights = inner[0]
+            assert isinstance(weights, Ptr)
+            inner[0] = weights + s.unroll * registers
+        return inner
+
+    done = [v for v in walk(config.runs, state, x)[1:] if isinstance(v, Val)]
+    totals = done[: len(offsets)]
+    for chain in range(1, s.chains):
+        totals = [a + b for a, b in zip(totals, done[chain * len(offsets) :])]
+    return totals

@@ -1,0 +1,150 @@
+"""From an `IntConv` step to the configuration and the packed constants of its kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.ir.graph import Value
+from qcompiler.ir.integer import IntConv
+from qcompiler.ir.ops import const_data
+from qcompiler.passes.plan_memory import Run
+
+from ..dot import GROUP
+from ..epilogue import Epilogue, EpilogueData, describe
+from ..launch import Address, Argument, Data, Launch, Nothing
+from ..target import Target
+from .conv import PARAMETERS, ConvConfig, Steps, emit_conv, pack_weights, starts
+from .tiles import Problem, choose_segments
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """A convolution with its operands' strides in bytes, before any choice of kernel."""
+
+    op: IntConv
+    x: tuple[int, ...]
+    w: tuple[int, ...]
+    out: tuple[int, ...]
+    x_strides: tuple[int, ...]
+    out_strides: tuple[int, ...]
+    residual_strides: tuple[int, ...] | None
+
+    @property
+    def first(self) -> int:
+        """Bytes from element 0 of x to the first element of the first window."""
+        return -self.op.pads[0][0] * self.x_strides[1] - self.op.pads[1][0] * self.x_strides[2]
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every channel has its own kernel and result."""
+        return self.op.groups == self.x[3] == self.w[0] and self.op.groups > 1
+
+
+def conv_shape(run: Run) -> ConvShape:
+    """The shape of a step that starts with an `IntConv`."""
+    v = run.step.producer
+    assert isinstance(v.op, IntConv)
+    residual = run.operands[-1].strides if run.step.residual is not None else None
+    return ConvShape(v.op, v.inputs[0].shape, v.inputs[1].shape, v.shape, run.operands[0].strides, run.result.strides, residual)
+
+
+def corrected_bias(v: Value, target: Target) -> NDArray[np.int64]:
+    """The bias as the kernel wants it: less 128 * sum(w) where activations are stored offset by 128; wraps modulo 2^32."""
+    w, b = (const_data(i) for i in v.inputs[1:3])
+    assert w is not None and b is not None
+    sums = w.astype(np.int64).reshape(w.shape[0], -1).sum(1)
+    return b.astype(np.int64) - target.storage_offset * sums
+
+
+def epilogue_of(run: Run, target: Target) -> tuple[Epilogue, EpilogueData]:
+    """Epilogue of a convolution's step, told how its result and residual are stored."""
+    epilogue, data = describe(run.step.epilogue, corrected_bias(run.step.producer, target), run.step.producer)
+    stored = bool(target.storage_offset)
+    return replace(epilogue, stored=stored and run.result.in_arena, residual_stored=stored and run.operands[-1].in_arena), data
+
+
+def plan_conv(run: Run, target: Target) -> Iterable[Launch]:
+    """Dense and grouped convolutions."""
+    shape = conv_shape(run)
+    epilogue, data = epilogue_of(run, target)
+    config = conv_config(shape, epilogue, target)
+    w = const_data(run.step.producer.inputs[1])
+    assert w is not None
+    weights = pack_weights(w.astype(np.int8).reshape(w.shape[0], -1, _run_bytes(shape)), config, target)
+    yield Launch(emit_conv, config, PARAMETERS, arguments(run, shape, weights, pack_constants(data, config, target), data.tables), run.step.result.name)
+
+
+def arguments(run: Run, shape: ConvShape, weights: bytes, constants: bytes, tables: bytes) -> tuple[Argument, ...]:
+    """Arguments in the order of `PARAMETERS`."""
+    residual: Argument = Address.of(run.operands[-1]) if run.step.residual is not None else Nothing()
+    return (
+        Address.of(run.operands[0], shape.first),
+        residual,
+        Data(weights),
+        Data(constants),
+        Data(tables) if tables else Nothing(),
+        Address.of(run.result),
+    )
+
+
+def pack_constants(data: EpilogueData, config: ConvConfig, target: Target) -> bytes:
+    """Constants of all blocks, group after group, segment after segment."""
+    pieces = list[bytes]()
+    for g in range(config.groups):
+        for start, s in starts(config.segments, target):
+            channels = min(s.blocks * s.count * target.lanes, config.channels - start)
+            pieces.append(data.pack(target, s.count, channels, g * config.channels + start))
+    return b"".join(pieces)
+
+
+def conv_config(shape: ConvShape, epilogue: Epilogue, target: Target) -> ConvConfig:
+    """The kernel's configuration, tiles chosen."""
+    op, length = shape.op, _run_bytes(shape)
+    runs = _runs(shape)
+    channels = shape.w[0] // op.groups
+    steps = _steps(shape, channels)
+    images, rows, columns = _flattened(shape.out[:3], steps)
+    run = -(-length // GROUP)
+    depth = int(np.prod([n for n, _ in runs], dtype=np.int64)) * run
+    segments = choose_segments(Problem(target, rows, columns, channels, depth, run))
+    x, out, *residual = steps
+    return ConvConfig(images, rows, columns, channels, op.groups, runs, run, x, out, residual[0] if residual else None, segments, epilogue)
+
+
+def _steps(shape: ConvShape, channels: int) -> list[Steps]:
+    """Steps of x, the result and perhaps the residual from one output position to the next."""
+    n, h, w, _ = shape.x_strides
+    sh, sw = shape.op.strides
+    found = [Steps(n, h * sh, w * sw, shape.w[3])]
+    return found + [Steps(*s[:3], channels) for s in (shape.out_strides, shape.residual_strides) if s is not None]
+
+
+def _flattened(size: tuple[int, ...], steps: list[Steps]) -> tuple[int, int, int]:
+    """(images, rows, columns) with axes merged that every operand walks without a gap."""
+    n, rows, columns = size
+    if all(s.row == columns * s.column for s in steps) or rows == 1:
+        rows, columns = 1, rows * columns
+    if rows == 1 and all(s.image == columns * s.column for s in steps):
+        n, columns = 1, n * columns
+    return n, rows, columns
+
+
+def _adjacent(shape: ConvShape) -> bool:
+    """Whether the pixels of a window's row are consecutive bytes."""
+    return shape.op.groups == 1 and shape.op.dilations[1] == 1 and shape.x_strides[2] == shape.x[3]
+
+
+def _run_bytes(shape: ConvShape) -> int:
+    return shape.w[2] * shape.w[3] if _adjacent(shape) else shape.w[3]
+
+
+def _runs(shape: ConvShape) -> tuple[tuple[int, int], ...]:
+    kh, kw = shape.w[1:3]
+    rows = (kh, shape.op.dilations[0] * shape.x_strides[1])
+    columns = (1, 0) if _adjacent(shape) else (kw, shape.op.dilations[1] * shape.x_strides[2])
+    return tuple((n, step) for n, step in (rows, columns) if n > 1)
+

@@ -1,0 +1,97 @@
+"""Which tile: how many pixels times how many registers of channels are computed at once.
+
+A small model of a core: it retires `WIDTH` instructions, two loads and one or two multiplies per cycle; a dot product takes
+`LATENCY` cycles before its accumulator can be used again. Of all tiles whose accumulators, weights and scratch fit in the registers the cheapest
+in total cycles wins, edges that are computed twice included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+
+from ..dot import Dot, dot_of
+from ..target import Target
+from .conv import Segment
+
+WIDTH = 5.0
+LATENCY = 5
+EPILOGUE = 5.0
+"""Instructions per register of results."""
+TILE_OVERHEAD = 12.0
+MAX_DOTS = 56
+"""Dot products written out in one loop body."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the choice depends on."""
+
+    target: Target
+    rows: int
+    columns: int
+    channels: int
+    depth: int
+    run: int
+
+
+@cache
+def choose_segments(p: Problem) -> tuple[Segment, ...]:
+    """The cheapest division of the channels into blocks, each with its best tile."""
+    return min(_divisions(p), key=lambda found: sum(_segment_cost(p, s) for s in found))
+
+
+def _divisions(p: Problem) -> Iterator[tuple[Segment, ...]]:
+    vectors = -(-p.channels // p.target.lanes)
+    for count in (4, 2, 1):
+        for rest in (True, False):
+            yield tuple(_tiled(p, blocks, n) for blocks, n in _blocks(p, vectors, count, rest))
+
+
+def _blocks(p: Problem, vectors: int, count: int, padded: bool) -> Iterator[tuple[int, int]]:
+    """(blocks, count): as many of `count` as are wholly filled, then the rest in one padded block or in smaller ones."""
+    full = p.channels // (p.target.lanes * count)
+    if full:
+        yield full, count
+    left = vectors - full * count
+    while left:
+        size = next(c for c in (1, 2, 4) if c >= left) if padded else next(c for c in (4, 2, 1) if c <= left)
+        yield 1, size
+        left = max(0, left - size)
+
+
+def _tiled(p: Problem, blocks: int, count: int) -> Segment:
+    return min((s for s in _tiles(p, blocks, count)), key=lambda s: _segment_cost(p, s))
+
+
+def _tiles(p: Problem, blocks: int, count: int) -> Iterator[Segment]:
+    most = max(1, (p.target.registers - dot_of(p.target).scratch - count) // count)
+    for rows in range(1, min(p.rows, most) + 1):
+        for columns in range(1, min(p.columns, most // rows) + 1):
+            yield _unrolled(p, Segment(blocks, count, rows, columns), most * count)
+
+
+def _unrolled(p: Problem, s: Segment, registers: int) -> Segment:
+    dots = s.rows * s.columns * s.count
+    unroll = max(u for u in range(1, 9) if p.run % u == 0 and (u == 1 or u * dots <= MAX_DOTS))
+    chains = max(c for c in range(1, unroll + 1) if c == 1 or (c * dots <= registers and (c - 1) * dots < 2 * LATENCY))
+    return replace(s, unroll=unroll, chains=chains)
+
+
+def _segment_cost(p: Problem, s: Segment) -> float:
+    """Cycles."""
+    tiles = -(-p.rows // s.rows) * -(-p.columns // s.columns)
+    pixels = s.rows * s.columns
+    results = pixels * s.count
+    joined = -(-pixels // (4 // s.count)) * 4
+    finish = (joined * EPILOGUE + results * s.chains) / WIDTH + TILE_OVERHEAD
+    return s.blocks * tiles * (p.depth * _group_cycles(dot_of(p.target), p.target, s) + finish)
+
+
+def _group_cycles(dot: Dot, target: Target, s: Segment) -> float:
+    pixels = s.rows * s.columns
+    dots, loads = pixels * s.count, pixels + s.count
+    multiplies = 1.0 if target.vector_bits == 512 else 2.0
+    instructions = dots * dot.steps + pixels * dot.prepare + loads + 2.0 / s.unroll
+    return max(dots * dot.steps / multiplies, loads / 2, instructions / WIDTH, LATENCY / s.chains)
