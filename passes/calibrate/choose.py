@@ -113,33 +113,27 @@ def percentile_range(h: Histogram, percent: float) -> tuple[float, float]:
     return min(float(lo), 0.0) if h.first < 0 else 0.0, max(float(hi), 0.0)
 
 
-def squared_error(h: Histogram, lo: Floats, hi: Floats, bits: int, symmetric: bool = False) -> Floats:
+def squared_error(h: Histogram, lo: Floats | float, hi: Floats | float, bits: int, symmetric: bool = False) -> Floats:
     """Sum of (x - Q(x))^2 for each candidate range, taking the elements of a bin as spread evenly over it.
 
     The integral of (x - Q(x))^2 from 0 to x is closed: n s^3 / 12 + (x - n s)^3 / 3 with n = round(x / s), n held within the grid.
     """
-    grids = [affine(a, b, bits, symmetric) for a, b in zip(lo, hi)]
+    grids = [affine(float(a), float(b), bits, symmetric) for a, b in np.broadcast(lo, hi)]
     scale = np.array([g.scale[0] for g in grids])[:, None]
     zero = np.array([g.zero_point[0] for g in grids])[:, None]
     x = h.edges[None, :]
     n = np.clip(np.rint(x / scale), grids[0].qmin + int(symmetric) - zero, grids[0].qmax - zero)
     integral = n * scale**3 / 12 + (x - n * scale) ** 3 / 3
-    return np.diff(integral, axis=1) @ h.counts / h.width
+    return np.asarray(np.diff(integral, axis=1) @ h.counts / h.width)
 
 
 def least_squares_range(h: Histogram, lo: float, hi: float, bits: int, symmetric: bool, candidates: int) -> tuple[float, float]:
     """Coordinate descent over the two ends, each from a grid of fractions of the range seen, then from a finer one around the best."""
     low, high = lo, hi
-    for fractions in (np.linspace(1 / candidates, 1, candidates), 1 + np.linspace(-1, 1, 9) / candidates):
-        for _ in range(2):
-            high = _best_end(lambda b, a=low: squared_error(h, np.full_like(b, a), b, bits, symmetric), fractions, hi, high)
-            low = -_best_end(lambda a, b=high: squared_error(h, -a, np.full_like(a, b), bits, symmetric), fractions, -lo, -low)
+    coarse, fine = np.linspace(1 / candidates, 1, candidates), 1 + np.linspace(-1, 1, 9) / candidates
+    for is_fine in (False, False, True, True):
+        highs = np.minimum(np.unique(fine * high if is_fine else coarse * hi), hi)
+        high = float(highs[np.argmin(squared_error(h, low, highs, bits, symmetric))])
+        lows = np.maximum(np.unique(fine * low if is_fine else coarse * lo), lo)
+        low = float(lows[np.argmin(squared_error(h, lows, high, bits, symmetric))])
     return low, high
-
-
-def _best_end(error: Callable[[Floats], Floats], fractions: Floats, limit: float, current: float) -> float:
-    """The best of the `fractions` of `limit` (coarse, ending at 1) or of `current` (fine, around 1), none beyond `limit`."""
-    if limit == 0:
-        return 0.0
-    ends = np.minimum(fractions * (limit if fractions[-1] == 1 else current), limit)
-    return float(ends[np.argmin(error(ends))])

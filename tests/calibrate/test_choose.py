@@ -100,5 +100,5 @@ def test_methods_have_names() -> None:
 
 @pytest.mark.parametrize("text", ["", "max", "percentile:x", "percentile:0", "percentile:101", "mse:3"])
 def test_unknown_methods_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="calibration method: expected minmax, mse.*found"):
+    with pytest.raises(UsageError, match=r"calibration method: expected minmax, mse.*found"):
         method_named(text)
