@@ -19,10 +19,10 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dot import GROUP, dot_of
-from ..dsl import Index, Kernel, Ptr, Val, join, wide_order
-from ..epilogue import Epilogue, Sources, load_pixels, store_pixels
-from ..target import Target
+from qcompiler.backends.llvm.dot import GROUP, dot_of
+from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val, join, wide_order
+from qcompiler.backends.llvm.epilogue import Epilogue, Sources, load_pixels, store_pixels
+from qcompiler.backends.llvm.target import Target
 
 PARAMETERS = ("x", "residual", "weights", "constants", "tables", "out")
 
@@ -92,7 +92,7 @@ def pack_weights(w: NDArray[np.int8], config: ConvConfig, target: Target) -> byt
 
 
 def _packed_segments(w: NDArray[np.int8], config: ConvConfig, target: Target) -> bytes:
-    o, runs, length = w.shape
+    runs, length = w.shape[1:]
     padded = np.pad(w, ((0, 0), (0, 0), (0, config.run * GROUP - length)))
     pieces = list[bytes]()
     for start, s in starts(config.segments, target):

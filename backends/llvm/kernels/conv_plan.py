@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.backends.llvm.dot import GROUP
+from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData, describe
+from qcompiler.backends.llvm.launch import Address, Argument, Data, Launch, Nothing
+from qcompiler.backends.llvm.target import Target
 from qcompiler.ir.graph import Value
 from qcompiler.ir.integer import IntConv
 from qcompiler.ir.ops import const_data
 from qcompiler.passes.plan_memory import Run
 
-from ..dot import GROUP
-from ..epilogue import Epilogue, EpilogueData, describe
-from ..launch import Address, Argument, Data, Launch, Nothing
-from ..target import Target
 from .conv import PARAMETERS, ConvConfig, Steps, emit_conv, pack_weights, starts
 from .tiles import Problem, choose_segments
 
@@ -55,9 +55,10 @@ def conv_shape(run: Run) -> ConvShape:
 def corrected_bias(v: Value, target: Target) -> NDArray[np.int64]:
     """The bias as the kernel wants it: less 128 * sum(w) where activations are stored offset by 128; wraps modulo 2^32."""
     w, b = (const_data(i) for i in v.inputs[1:3])
-    assert w is not None and b is not None
+    assert w is not None
+    assert b is not None
     sums = w.astype(np.int64).reshape(w.shape[0], -1).sum(1)
-    return b.astype(np.int64) - target.storage_offset * sums
+    return np.asarray(b.astype(np.int64) - target.storage_offset * sums)
 
 
 def epilogue_of(run: Run, target: Target) -> tuple[Epilogue, EpilogueData]:
@@ -75,7 +76,8 @@ def plan_conv(run: Run, target: Target) -> Iterable[Launch]:
     w = const_data(run.step.producer.inputs[1])
     assert w is not None
     weights = pack_weights(w.astype(np.int8).reshape(w.shape[0], -1, _run_bytes(shape)), config, target)
-    yield Launch(emit_conv, config, PARAMETERS, arguments(run, shape, weights, pack_constants(data, config, target), data.tables), run.step.result.name)
+    given = arguments(run, shape, weights, pack_constants(data, config, target), data.tables)
+    yield Launch(emit_conv, config, PARAMETERS, given, run.step.result.name)
 
 
 def arguments(run: Run, shape: ConvShape, weights: bytes, constants: bytes, tables: bytes) -> tuple[Argument, ...]:
@@ -120,7 +122,7 @@ def _steps(shape: ConvShape, channels: int) -> list[Steps]:
     n, h, w, _ = shape.x_strides
     sh, sw = shape.op.strides
     found = [Steps(n, h * sh, w * sw, shape.w[3])]
-    return found + [Steps(*s[:3], channels) for s in (shape.out_strides, shape.residual_strides) if s is not None]
+    return found + [Steps(s[0], s[1], s[2], channels) for s in (shape.out_strides, shape.residual_strides) if s is not None]
 
 
 def _flattened(size: tuple[int, ...], steps: list[Steps]) -> tuple[int, int, int]:

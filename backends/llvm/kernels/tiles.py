@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
-from ..dot import Dot, dot_of
-from ..target import Target
+from qcompiler.backends.llvm.dot import Dot, dot_of
+from qcompiler.backends.llvm.target import Target
+
 from .conv import Segment
 
 WIDTH = 5.0

@@ -1,0 +1,16 @@
+"""Which kernel computes a convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qcompiler.backends.llvm.launch import Launch
+from qcompiler.backends.llvm.target import Target
+from qcompiler.passes.plan_memory import Run
+
+from .conv_plan import plan_conv
+
+
+def plan_convolution(run: Run, target: Target) -> Iterable[Launch]:
+    """The launches of a step that starts with an `IntConv`."""
+    return plan_conv(run, target)
