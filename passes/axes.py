@@ -68,18 +68,25 @@ class Commuted:
 def commute(shape: Axes, perm: Axes, out: Axes) -> Commuted | None:
     """Move the transposition by `perm` of a tensor of `shape` behind the reshape to `out`; None where nothing moves.
 
-    Groups are laid out in the order of their first source axis; what `before` still permutes is a true shuffle.
+    Groups are laid out in the order of their first source axis; what `before` still permutes, within a group, is a true
+    shuffle. A group whose sources stand apart (the heads of attention) needs the transposition where it is.
     """
     if 0 in shape or not wide_axes(shape):
         return None
     transposed = tuple(shape[p] for p in perm)
     groups = [(tuple(perm[i] for i in a), b) for a, b in reshape_groups(transposed, out)]
+    if not all(_adjacent(shape, g[0]) for g in groups):
+        return None
     groups.sort(key=lambda g: min(g[0]))
     sources = iter([a for g in groups for a in g[0]])
     before = tuple(i if d == 1 else next(sources) for i, d in enumerate(shape))
     layout = _place_units([a for g in groups for a in g[1]], out)
     after = inverse(tuple(layout))
     return None if not moves_data(tuple(out[a] for a in layout), after) else Commuted(before, tuple(out[a] for a in layout), after)
+
+
+def _adjacent(shape: Axes, axes: Axes) -> bool:
+    return wide_axes(shape[min(axes) : max(axes) + 1]) == tuple(sorted(a - min(axes) for a in axes))
 
 
 def _place_units(wide: list[int], out: Axes) -> list[int]:

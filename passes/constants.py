@@ -36,7 +36,7 @@ def per_channel(c: Value, x: Value) -> Floats | None:
     if not fits(c, x) or any(d != 1 for d in c.shape[:-1]):
         return None
     data = floats(c)
-    return None if data is None else data.reshape(-1)
+    return None if data is None or not data.size else data.reshape(-1)[: 1 if (data == data.flat[0]).all() else None]
 
 
 def is_weights(v: Value) -> bool:

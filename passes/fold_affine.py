@@ -38,6 +38,11 @@ class Affine:
         return not self.shift.any()
 
     @property
+    def is_shift(self) -> bool:
+        """Whether nothing is scaled."""
+        return bool((self.scale == 1).all())
+
+    @property
     def is_positive(self) -> bool:
         """Whether every scale is above zero, so that order is kept."""
         return bool((self.scale > 0).all())
@@ -45,7 +50,7 @@ class Affine:
     @property
     def is_uniform(self) -> bool:
         """Whether all channels have the same map."""
-        return bool((self.scale == self.scale.flat[0]).all() and (self.shift == self.shift.flat[0]).all())
+        return self.scale.size == self.shift.size == 1
 
     def channels(self, start: int, stop: int) -> Affine:
         """The map of some channels."""
@@ -105,8 +110,8 @@ def into_conv(x: Value, f: Affine, name: str, sweep: Sweep) -> Value | None:
     b = floats(x.inputs[2]) if len(x.inputs) == 3 else np.zeros(x.shape[3])
     if w is None or b is None:
         return sweep.declined(x, "weights are no float constants")
-    weights = same_dtype(w * f.scale.reshape(-1, 1, 1, 1), x.inputs[1], x.inputs[1].name)
-    bias = same_dtype(b * f.scale + f.shift, x.inputs[1], x.inputs[2].name if len(x.inputs) == 3 else f"{name}.bias")
+    weights = x.inputs[1] if f.is_shift else same_dtype(w * f.scale.reshape(-1, 1, 1, 1), x.inputs[1], x.inputs[1].name)
+    bias = same_dtype(b * f.scale + f.shift, x.inputs[1], _bias_name(x))
     return apply(x.op, x.inputs[0], weights, bias, name=name)
 
 
@@ -118,9 +123,8 @@ def _of_constant(x: Value, f: Affine) -> Value | None:
 def _into_branches(x: Value, f: Affine, name: str, sweep: Sweep) -> Value | None:
     if x.op != Concat(len(x.shape) - 1) and not f.is_uniform:
         return None
-    stops = np.cumsum([i.shape[-1] for i in x.inputs]) if not f.is_uniform else np.ones(len(x.inputs), int)
-    parts = [f.channels(int(stop) - i.shape[-1], int(stop)) if not f.is_uniform else f for i, stop in zip(x.inputs, stops)]
-    branches = [absorb(i, part, i.name, sweep) for i, part in zip(x.inputs, parts)]
+    stops = np.cumsum([i.shape[-1] for i in x.inputs])
+    branches = [absorb(i, f.channels(int(stop) - i.shape[-1], int(stop)), i.name, sweep) for i, stop in zip(x.inputs, stops)]
     taken = [b for b in branches if b is not None]
     if len(taken) < len(branches):
         return sweep.declined(x, "not every joined branch can take over the scale and shift behind it")
@@ -179,7 +183,7 @@ def fold_before(v: Value, sweep: Sweep) -> Value | None:
     per_group = [np.broadcast_to(a, x.shape[3:]).reshape(v.op.groups, 1, 1, 1, -1) for a in (f.scale, f.shift)]
     grouped = w.reshape(v.op.groups, -1, *w.shape[1:])
     bias = b + (grouped * per_group[1]).sum((2, 3, 4)).reshape(-1)
-    weights = same_dtype((grouped * per_group[0]).reshape(w.shape), v.inputs[1], v.inputs[1].name)
+    weights = v.inputs[1] if f.is_shift else same_dtype((grouped * per_group[0]).reshape(w.shape), v.inputs[1], v.inputs[1].name)
     return apply(v.op, x, weights, same_dtype(bias, v.inputs[1], _bias_name(v)), name=v.name)
 
 
