@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import unicorn
+import unicorn as untyped_unicorn
 from numpy.typing import NDArray
 from unicorn import arm64_const, x86_const
 
@@ -30,6 +30,7 @@ from .image import PAGE, Image, align
 from .package import object_names
 from .qemu import QemuExecutor
 
+unicorn: Any = untyped_unicorn
 READ, WRITE, EXECUTE = unicorn.UC_PROT_READ, unicorn.UC_PROT_WRITE, unicorn.UC_PROT_EXEC
 IMAGE, STACK, RETURN, TABLES, ARENA, BUFFERS, SPACING = 1 << 32, 2 << 32, 3 << 32, 4 << 32, 5 << 32, 6 << 32, 1 << 32
 STACK_SIZE = 1 << 20
@@ -81,7 +82,7 @@ class UnicornExecutor:
         self._machine = MACHINES[arch]
         self._lock = threading.Lock()
         self._image = _whole_pages(image)
-        self._cpu: Any = unicorn.Uc(self._machine.arch, self._machine.mode, self._machine.cpu)
+        self._cpu = unicorn.Uc(self._machine.arch, self._machine.mode, self._machine.cpu)
         self._cpu.mem_map_ptr(IMAGE, len(self._image), READ | EXECUTE, self._image.ctypes.data)
         self._cpu.mem_map(STACK, STACK_SIZE, READ | WRITE)
         self._cpu.mem_map(RETURN, PAGE, READ | EXECUTE)

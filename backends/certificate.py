@@ -1,0 +1,236 @@
+"""The integer-only certificate: a proof, by disassembly, of what the machine code of a program can do.
+
+Every function reachable from the entry is decoded from its first byte to its last. Of each it is proven that
+ 1. all bytes decode, and every instruction is on the list of integer arithmetic, movement of bits and control (`instruction_sets`);
+ 2. every jump leads to the beginning of an instruction of the same function, every call and tail call to the beginning of a function of
+    the object, and the last instruction does not fall through: so what was decoded is all that can execute;
+ 3. there is no indirect jump or call, no relocation that is unresolved or absolute, and no writable static data;
+ 4. functions do not recurse and the stack does not grow in a loop, so the stack has a bound, which is reported.
+A `Finding` is where one of these does not hold; without findings the certificate is ok.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from .disassemble import UNKNOWN, Instruction, disassemble
+from .image import Function, Image, lay_out
+from .instruction_sets import is_integer
+from .stack import Push, pushes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something in the way of the proof: function, offset in the image, instruction, reason."""
+
+    function: str
+    address: int
+    instruction: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.function}+{self.address:#x}: '{self.instruction}' {self.why}"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was proven of the code reachable from `entry`, or why not."""
+
+    entry: str
+    arch: str
+    functions: tuple[str, ...]
+    instructions: int
+    code_bytes: int
+    stack_bytes: int
+    histogram: dict[str, int]
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the proof holds."""
+        return not self.findings
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest and for --json."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def certify(obj: bytes, entry: str, arch: str | None = None) -> Certificate:
+    """Certify the ELF object `obj` from `entry` on; `arch`, if given, is what it is expected to be for."""
+    image = lay_out(obj)
+    if entry not in image.entries or arch not in (None, image.arch):
+        why = f"is not an exported function of this {image.arch} object (functions: {', '.join(image.entries) or 'none'})"
+        return Certificate(entry, image.arch, (), 0, 0, 0, {}, (Finding(entry, 0, "", why),))
+    bodies = _reachable(image, image.entries[entry])
+    instructions = [i for b in bodies.values() for i in b.instructions]
+    findings = [*_data_findings(image), *(f for b in bodies.values() for f in b.findings)]
+    stack, cycle = _stack_bound(bodies, image.entries[entry])
+    histogram = dict(Counter(i.mnemonic for i in instructions).most_common())
+    names = tuple(b.function.name for b in bodies.values())
+    size = sum(b.function.size for b in bodies.values())
+    return Certificate(entry, image.arch, names, len(instructions), size, stack, histogram, (*findings, *cycle))
+
+
+def _data_findings(image: Image) -> Iterator[Finding]:
+    """Problems of the constants and of the object as a whole; those of code are found with their functions."""
+    for problem in image.problems:
+        if problem.offset is None or problem.offset >= image.code_size:
+            yield Finding("(data)", problem.offset or 0, "", str(problem))
+
+
+def _reachable(image: Image, entry: int) -> dict[int, Body]:
+    """Functions by offset, in the order of discovery."""
+    functions = {f.offset: f for f in image.functions}
+    bodies: dict[int, Body] = {}
+    waiting = [entry]
+    while waiting:
+        offset = waiting.pop()
+        if offset not in bodies:
+            bodies[offset] = Body(image, functions[offset])
+            waiting += [target for target in bodies[offset].callees if target in functions]
+    return bodies
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A control transfer: its target (None: computed, or a relocation that failed), and whether it returns."""
+
+    instruction: Instruction
+    target: int | None
+    is_call: bool
+
+
+@dataclass(frozen=True)
+class Body:
+    """A decoded function."""
+
+    image: Image
+    function: Function
+
+    @cached_property
+    def instructions(self) -> tuple[Instruction, ...]:
+        """From the first byte to the last."""
+        f = self.function
+        return tuple(disassemble(self.image.arch, self.image.data[f.offset : f.offset + f.size], f.offset))
+
+    @cached_property
+    def branches(self) -> tuple[Branch, ...]:
+        """All jumps and calls."""
+        return tuple(b for i in self.instructions if (b := _branch(self.image.arch, i)) is not None)
+
+    @cached_property
+    def callees(self) -> tuple[int, ...]:
+        """Where control goes outside of this function."""
+        return tuple(b.target for b in self.branches if b.target is not None and (b.is_call or not self._inside(b.target)))
+
+    @cached_property
+    def pushes(self) -> tuple[Push, ...]:
+        """How the stack grows."""
+        return tuple(pushes(self.image.arch, self.instructions))
+
+    @property
+    def frame(self) -> int:
+        """Bytes of stack of one call, the return address included."""
+        return 8 + sum(p.size or 0 for p in self.pushes)
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """All that is in the way of the proof."""
+        problems = [*self._illegal(), *self._flow(), *self._stack(), *self._relocations()]
+        return tuple(Finding(self.function.name, i.address, str(i), why) for i, why in problems)
+
+    def _inside(self, address: int) -> bool:
+        return self.function.offset <= address < self.function.offset + self.function.size
+
+    def _illegal(self) -> Iterator[tuple[Instruction, str]]:
+        control = {b.instruction.address for b in self.branches}
+        for i in self.instructions:
+            if i.mnemonic == UNKNOWN:
+                yield i, "cannot be decoded"
+            elif i.address not in control and not _is_return(i) and not is_integer(self.image.arch, i.mnemonic):
+                yield i, "is not on the list of integer and data-movement instructions"
+
+    def _flow(self) -> Iterator[tuple[Instruction, str]]:
+        starts = {i.address for i in self.instructions}
+        functions = {f.offset for f in self.image.functions}
+        patched = {p.offset for p in self.image.problems if p.offset is not None}
+        for branch in self.branches:
+            i, target = branch.instruction, branch.target
+            if target is None:
+                yield i, "goes to a computed address"
+            elif not patched.isdisjoint(range(i.address, i.end)):
+                continue  # told by _relocations
+            elif target not in functions and (branch.is_call or target not in starts):
+                yield i, "leads to no function and no instruction of this one"
+        yield from self._ending()
+
+    def _ending(self) -> Iterator[tuple[Instruction, str]]:
+        last = self.instructions[-1] if self.instructions else Instruction(self.function.offset, 0, "(nothing)", "")
+        if not (_is_return(last) or last.mnemonic in ("jmp", "b")):
+            yield last, "ends the function, which falls through"
+
+    def _stack(self) -> Iterator[tuple[Instruction, str]]:
+        spans = ((b.target, b.instruction.address) for b in self.branches if b.target is not None)
+        loops = [(first, last) for first, last in spans if self.function.offset <= first <= last]
+        for push in self.pushes:
+            if push.size is None:
+                yield push.instruction, "moves the stack by an unknown amount"
+            elif push.size > 0 and any(first <= push.instruction.address <= last for first, last in loops):
+                yield push.instruction, "may grow the stack in a loop"
+
+    def _relocations(self) -> Iterator[tuple[Instruction, str]]:
+        places = {p.offset: p for p in self.image.problems if p.offset is not None and self._inside(p.offset)}
+        if places:
+            for i in self.instructions:
+                yield from ((i, f"uses {places[a]}") for a in range(i.address, i.end) if a in places)
+
+
+_ARM_BRANCHES = ("b", "bl", "br", "blr", "cbz", "cbnz", "tbz", "tbnz", "braa", "brab", "blraa", "blrab")
+
+
+def _branch(arch: str, i: Instruction) -> Branch | None:
+    if arch == "x86_64":
+        is_branch, is_call = i.mnemonic.startswith("j") or i.mnemonic == "call", i.mnemonic == "call"
+    else:
+        is_branch, is_call = i.mnemonic in _ARM_BRANCHES or i.mnemonic.startswith("b."), i.mnemonic.startswith("bl")
+    return Branch(i, _target(i.operands), is_call) if is_branch else None
+
+
+def _target(operands: str) -> int | None:
+    """The last operand where it is a number, which capstone writes as an absolute address."""
+    try:
+        return int(operands.rpartition(",")[2].strip().lstrip("#"), 0)
+    except ValueError:
+        return None
+
+
+def _is_return(i: Instruction) -> bool:
+    return i.mnemonic == "ret" and i.operands in ("", "x30")
+
+
+def _stack_bound(bodies: dict[int, Body], entry: int) -> tuple[int, list[Finding]]:
+    """The deepest path of calls, or where functions recurse."""
+    depth: dict[int, int] = {}
+    open_calls: list[int] = []
+    findings: list[Finding] = []
+
+    def visit(offset: int) -> int:
+        if offset in open_calls:
+            name = bodies[offset].function.name
+            findings.append(Finding(name, offset, "", "is called recursively"))
+            return 0
+        if offset not in depth:
+            open_calls.append(offset)
+            depth[offset] = bodies[offset].frame + _deepest(visit(c) for c in bodies[offset].callees if c in bodies)
+            open_calls.pop()
+        return depth[offset]
+
+    return visit(entry), findings
+
+
+def _deepest(depths: Iterable[int]) -> int:
+    return max(depths, default=0)
