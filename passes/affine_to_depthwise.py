@@ -19,14 +19,15 @@ def affine_to_depthwise(graph: Graph, declined: Declined | None = None) -> Graph
 
     What follows a convolution made just now is left alone: `fold_affine` makes it part of that.
     """
-    made = set[Value]()
+    waiting = set[Value]()
 
     def convert(v: Value) -> Value:
         found = affine_of(v)
-        if found is None or found[1].is_uniform or found[0] in made:
+        if found is None or (found[1].is_uniform and found[0] not in waiting):
             return v
-        made.add(conv := to_depthwise(*found, v))
-        return conv
+        result = v if found[0] in waiting else to_depthwise(*found, v)
+        waiting.add(result)
+        return result
 
     return substitute(graph, convert)
 
