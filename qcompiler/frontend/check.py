@@ -1,4 +1,4 @@
-"""Refuses constants that no integer program can stand for."""
+"""Refuses constants and shapes that no integer program can stand for."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ _SCALED_BY: tuple[type[Op], ...] = (Conv, ConvTranspose, MatMul, Mul)
 """Operators to which an infinite constant is damage; to others (a mask, a bound) it may be meant."""
 
 
-def check_constants(graph: Graph) -> None:
-    """Raises ModelError for a constant that holds NaN, or infinity where weights are expected."""
+def check_values(graph: Graph) -> None:
+    """Raises ModelError for a value without elements, and a constant that holds NaN, or infinity where weights are expected."""
     for v in graph.order:
+        if v.type.size == 0 and (v.inputs or v in graph.outputs):
+            raise ModelError(f"value '{v.name}' {v.type} has no elements; check the shapes of the model's inputs (--shape)")
         if isinstance(v.op, Const) and v.type.dtype.is_float:
             _check(v, graph.uses[v])
 

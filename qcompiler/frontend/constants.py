@@ -9,7 +9,7 @@ import numpy as np
 from qcompiler.frontend.load import tensor_array
 from qcompiler.frontend.node import Importers, Node, Unsupported, numpy_dtype
 from qcompiler.ir.graph import Value
-from qcompiler.ir.ops import Expand, const_data
+from qcompiler.ir.ops import Expand
 
 IMPORTERS = Importers()
 
@@ -59,7 +59,7 @@ def size(node: Node, x: Value) -> Value:
 def range_(node: Node, start: Value, limit: Value, step: Value) -> Value:
     """start, start + step ... before limit; all three constant."""
     ends = [node.static(v, role).reshape(()) for v, role in ((start, "start"), (limit, "limit"), (step, "delta"))]
-    count = np.ceil((ends[1] - ends[0]) / ends[2]) if ends[2] else np.inf
+    count = np.ceil((float(ends[1]) - float(ends[0])) / float(ends[2])) if ends[2] else np.inf
     if not count < 2**28:
         raise ValueError(f"cannot count from {ends[0]} to {ends[1]} in steps of {ends[2]}")
     return node.constant((ends[0] + np.arange(max(int(count), 0)) * ends[2]).astype(start.type.dtype.numpy))
@@ -68,13 +68,8 @@ def range_(node: Node, start: Value, limit: Value, step: Value) -> Value:
 @IMPORTERS.register("Dropout")
 def dropout(node: Node, x: Value, ratio: Value | None = None, training: Value | None = None) -> list[Value]:
     """The operand itself, at inference; the mask is all true."""
-    mode = None if training is None else const_data(training)
-    if training is not None and (mode is None or mode.any()) and not _is_zero(ratio):
+    training_mode = training is not None and bool(node.static(training, "training_mode").any())
+    if training_mode and not (ratio is not None and not node.static(ratio, "ratio").any()):
         raise Unsupported("is in training mode; export the model for inference")
     used = len(node.outputs) > 1 and node.outputs[1]
     return [x, node.emit(Expand(x.shape), node.constant(np.asarray(True)))] if used else [x]
-
-
-def _is_zero(v: Value | None) -> bool:
-    data = None if v is None else const_data(v)
-    return data is not None and not data.any()

@@ -116,9 +116,7 @@ def _halved(total: int, upper: bool) -> tuple[int, int]:
     return (less, more) if upper else (more, less)
 
 
-def _transposed_pads(
-    node: Node, size: Sequence[int], full: Sequence[int], strides: Sequence[int], rank: int
-) -> tuple[Pairs, tuple[int, int]]:
+def _transposed_pads(node: Node, size: Sequence[int], full: Sequence[int], strides: Sequence[int], rank: int) -> tuple[Pairs, tuple[int, int]]:
     """Pads, and elements added at the end where a given output_shape is larger than the full result."""
     mode = node.choice("auto_pad", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
     wanted = node.integers("output_shape")

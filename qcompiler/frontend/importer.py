@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import onnx
 
 from qcompiler.errors import ModelError, QCompilerError, UnsupportedModel
-from qcompiler.frontend.check import check_constants
+from qcompiler.frontend.check import check_values
 from qcompiler.frontend.inputs import graph_inputs
 from qcompiler.frontend.load import load_model, opset_of, tensor_array
 from qcompiler.frontend.node import Importer, Node, Unsupported, numpy_dtype
@@ -23,7 +23,7 @@ _DAMAGE = (ValueError, TypeError, IndexError, KeyError, ArithmeticError, MemoryE
 """What shape inference, folding and numpy raise for a node whose operands or attributes make no sense."""
 
 
-def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
+def import_model(model: str | PathLike[str] | onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
     """The float graph (channels-last around spatial operators) of an ONNX model.
 
     `shapes` gives dimensions of inputs that the model leaves open; an open batch (first) dimension is 1.
@@ -37,7 +37,7 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
         _import_node(run, node)
     run.raise_problems()
     graph = _finished(run, proto.graph)
-    check_constants(graph)
+    check_values(graph)
     return graph
 
 
@@ -178,8 +178,9 @@ def _attributes(proto: onnx.NodeProto, opset: int) -> dict[str, Any]:
     known = schema.attributes
     given = {a.name: a for a in proto.attribute if a.name in known}
     for name, a in given.items():
-        if int(a.type) != int(known[name].type.value):
-            raise ValueError(f"attribute {name} has type {a.type}, expected {known[name].type.value}")
+        found, expected = onnx.AttributeProto.AttributeType.Name(a.type), str(known[name].type).rpartition(".")[2]
+        if found != expected:
+            raise ValueError(f"attribute {name} has type {found}, expected {expected}")
     absent = [name for name, a in known.items() if a.required and name not in given]
     if absent:
         raise ValueError(f"attribute {absent[0]} is missing")
@@ -192,5 +193,3 @@ def _schema(op: str, opset: int) -> onnx.defs.OpSchema:
         return onnx.defs.get_schema(op, opset, "")
     except onnx.defs.SchemaError:
         raise ValueError(f"the operator does not exist in opset {opset}") from None
-
-

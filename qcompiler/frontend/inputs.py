@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from os import PathLike
 
 import onnx
 
@@ -16,7 +16,7 @@ Dim = int | str | None
 """A static dimension, a named one, or one of which nothing is said."""
 
 
-def input_shapes(model: str | Path | onnx.ModelProto) -> dict[str, tuple[Dim, ...] | None]:
+def input_shapes(model: str | PathLike[str] | onnx.ModelProto) -> dict[str, tuple[Dim, ...] | None]:
     """The declared shape of each input that is no initializer; None where not even the rank is declared."""
     return {i.name: _declared(i) for i in _true_inputs(load_model(model).graph)}
 
@@ -27,8 +27,8 @@ def graph_inputs(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) ->
     Open dimensions come from `shapes`, those of the same symbol follow along, an open first one is 1. Raises UsageError for
     open dimensions that are left and for `shapes` that do not fit, UnsupportedModel for inputs that are no tensors.
     """
-    inputs = _true_inputs(graph)
-    declared = {i.name: _declared(i) for i in inputs}
+    elements = {i.name: _element_type(i) for i in _true_inputs(graph)}
+    declared = {i.name: _declared(i) for i in _true_inputs(graph)}
     unknown = sorted(set(shapes) - set(declared))
     if unknown:
         raise UsageError(f"--shape names '{unknown[0]}', which is no input of the model; its inputs are {sorted(declared)}")
@@ -36,7 +36,7 @@ def graph_inputs(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) ->
     for name, given in shapes.items():
         symbols.update(_symbols(name, declared[name], given))
     resolved = {name: _resolve(name, dims, shapes.get(name), symbols) for name, dims in declared.items()}
-    return {i.name: TensorType(resolved[i.name], _element_type(i)) for i in inputs}
+    return {name: TensorType(resolved[name], dtype) for name, dtype in elements.items()}
 
 
 def _true_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx.inliner
 import onnx.numpy_helper
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from qcompiler.errors import ModelError, UnsupportedModel, UsageError
@@ -19,7 +20,7 @@ OLDEST_OPSET = 7
 """Before it, broadcasting was an attribute."""
 
 
-def load_model(model: str | Path | onnx.ModelProto) -> onnx.ModelProto:
+def load_model(model: str | PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
     """The parsed model, with external data read in and local functions inlined.
 
     Raises UsageError for an unreadable file, ModelError for a damaged one.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import accumulate
 from math import prod
 
-from qcompiler.frontend.node import Importers, Node, Unsupported
+from qcompiler.frontend.node import Importers, Node
 from qcompiler.ir import ops
 from qcompiler.ir.graph import Value
 
@@ -155,8 +154,6 @@ def pad(node: Node, x: Value, pads: Value | None = None, value: Value | None = N
     for i, axis in enumerate(which):
         pairs[axis] = (amounts[i], amounts[i + len(which)])
     fill = float(node.static(value, "value").reshape(-1)[0]) if value is not None else float(node.attributes.get("value", 0))
-    if not math.isfinite(fill):
-        raise Unsupported(f"pads with {fill}")
     return node.emit(ops.Pad(tuple(pairs), mode, fill), x) if any(amounts) else x
 
 
@@ -192,13 +189,15 @@ def depth_to_space(node: Node, x: Value) -> Value:
 
 @IMPORTERS.register("SpaceToDepth")
 def space_to_depth(node: Node, x: Value) -> Value:
-    """Blocks of b x b pixels to channels (row, column, c)."""
+    """Blocks of b x b pixels to channels: (row, column, c) for DCR, (c, row, column) for CRD."""
     b = _block(node, x)
     y = node.channels_last(x)
     n, h, w, c = y.shape
     if h % b or w % b:
         raise ValueError(f"{x.type} does not divide into blocks of {b} x {b}")
-    mixed = node.emit(ops.Transpose((0, 1, 3, 2, 4, 5)), node.emit(ops.Reshape((n, h // b, b, w // b, b, c)), y))
+    depth_first = node.attributes.get("mode", b"DCR") == b"DCR"
+    blocks = node.emit(ops.Reshape((n, h // b, b, w // b, b, c)), y)
+    mixed = node.emit(ops.Transpose((0, 1, 3, 2, 4, 5) if depth_first else (0, 1, 3, 5, 2, 4)), blocks)
     return node.channels_first(node.emit(ops.Reshape((n, h // b, w // b, b * b * c)), mixed))
 
 

@@ -112,11 +112,8 @@ class Node:
     # --- emitting ---
 
     def emit(self, op: Op, *operands: Value) -> Value:
-        """`op` applied to `operands`: typed, folded where constant, refused where it has no elements."""
-        v = folded(apply(op, *operands, name=self._name(op)))
-        if v.type.size == 0 and not isinstance(v.op, Const):
-            raise ValueError(f"result {v.type} has no elements")
-        return v
+        """`op` applied to `operands`: typed, and folded where constant."""
+        return folded(apply(op, *operands, name=self._name(op)))
 
     def constant(self, data: Any, like: Value | None = None) -> Value:
         """A constant; with `like`, of that value's element type."""

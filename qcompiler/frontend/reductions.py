@@ -35,7 +35,7 @@ def reduce_sum_square(node: Node, x: Value, axes: Value | None = None) -> Value:
 @IMPORTERS.register("ReduceL2")
 def reduce_l2(node: Node, x: Value, axes: Value | None = None) -> Value:
     """Square root of the sum of squares."""
-    return node.emit(pw.Sqrt(), reduce_sum_square(node, x, axes))
+    return node.emit(pw.Sqrt(), _reduce(node, Reduction.sum, node.emit(pw.Mul(), x, x), axes))
 
 
 def _reduce(node: Node, kind: Reduction, x: Value, axes: Value | None) -> Value:

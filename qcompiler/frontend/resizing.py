@@ -20,8 +20,12 @@ Taps = tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]
 
 @IMPORTERS.register("Upsample")
 def upsample(node: Node, x: Value, scales: Value | None = None) -> Value:
-    """The operator before Resize: asymmetric coordinates, nearest rounds down."""
-    factors = node.attributes["scales"] if scales is None else node.static(scales, "scales").reshape(-1).tolist()
+    """The operator before Resize."""
+    return _upsampled(node, x, node.attributes["scales"] if scales is None else node.static(scales, "scales").reshape(-1).tolist())
+
+
+def _upsampled(node: Node, x: Value, factors: Sequence[float]) -> Value:
+    """Asymmetric coordinates, nearest rounds down: Upsample, and Resize before opset 11."""
     mode = node.choice("mode", "nearest", "linear")
     sizes = [floor(d * f) for d, f in zip(x.shape, factors, strict=True)]
     return _emit(node, x, [_taps(mode, "asymmetric", "floor", *n) for n in zip(x.shape, sizes, factors)])
@@ -30,8 +34,8 @@ def upsample(node: Node, x: Value, scales: Value | None = None) -> Value:
 @IMPORTERS.register("Resize")
 def resize(node: Node, x: Value, roi: Value | None = None, scales: Value | None = None, sizes: Value | None = None) -> Value:
     """Sizes or scales for all axes or for `axes`; the region of interest and cubic interpolation are not supported."""
-    if node.opset < 11:
-        return upsample(node, x, roi)
+    if node.opset < 11 and roi is not None:
+        return _upsampled(node, x, node.static(roi, "scales").reshape(-1).tolist())
     mode = node.choice("mode", "nearest", "linear")
     coordinates = node.choice("coordinate_transformation_mode", *_COORDINATES)
     rounding = node.choice("nearest_mode", *_ROUNDING)

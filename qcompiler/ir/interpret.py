@@ -13,7 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..errors import UsageError
+from qcompiler.errors import UsageError
+
 from . import interpret_movement, interpret_pointwise, interpret_spatial
 from .graph import Graph, Value
 from .interpret_movement import Array, Kernel, Namespace, dtype_in
@@ -24,9 +25,7 @@ from .types import Quantization, TensorType
 KERNELS: Mapping[type[Op], Kernel] = {**interpret_movement.KERNELS, **interpret_pointwise.KERNELS, **interpret_spatial.KERNELS}
 
 
-def evaluate(
-    graph: Graph, feeds: Mapping[str, Array], wanted: Sequence[Value] | None = None, xp: Namespace = np
-) -> dict[Value, Array]:
+def evaluate(graph: Graph, feeds: Mapping[str, Array], wanted: Sequence[Value] | None = None, xp: Namespace = np) -> dict[Value, Array]:
     """The arrays of the `wanted` values (default: the outputs), given one array per input name.
 
     Intermediate arrays are released after their last use. Raises UsageError where a needed input is not fed, or is fed with

@@ -31,30 +31,36 @@ def take(xp: Namespace, x: Array, indices: np.ndarray, axis: int) -> Array:
 
 
 def transpose(op: ops.Transpose, xp: Namespace, x: Array) -> Array:
+    """Axes permuted."""
     return xp.permute_dims(x, op.perm)
 
 
 def reshape(op: ops.Reshape, xp: Namespace, x: Array) -> Array:
+    """Same elements, other shape."""
     return xp.reshape(x, op.shape)
 
 
 def expand(op: ops.Expand, xp: Namespace, x: Array) -> Array:
+    """Broadcast; numpy gives a view."""
     return xp.broadcast_to(x, np.broadcast_shapes(tuple(x.shape), op.shape))
 
 
 def tile(op: ops.Tile, xp: Namespace, x: Array) -> Array:
+    """Repeated along each axis."""
     return xp.tile(x, op.repeats)
 
 
 def concat(op: ops.Concat, xp: Namespace, *xs: Array) -> Array:
+    """Joined along an axis."""
     return xp.concat(list(xs), axis=op.axis)
 
 
 def slice_(op: ops.Slice, xp: Namespace, x: Array) -> Array:
+    """Strided slices; a negative step by a table of indices, for torch has none."""
     forward = tuple(s if s.step > 0 else slice(None) for s in op.slices)
     y = x[forward]
     for axis, (a, b, step) in enumerate(zip(op.starts, op.stops, op.steps)):
-        if step < 0:  # torch has no negative strides
+        if step < 0:
             y = take(xp, y, np.arange(a, b, step), axis)
     return y
 
@@ -88,6 +94,7 @@ def _pad_from_inside(mode: ops.PadMode, xp: Namespace, x: Array, axis: int, befo
 
 
 def gather(op: ops.Gather, xp: Namespace, x: Array, indices: Array) -> Array:
+    """Elements at computed indices; negative ones count from the end."""
     size = x.shape[op.axis]
     flat = xp.astype(xp.reshape(indices, (-1,)), xp.int64)
     flat = xp.where(flat < 0, flat + size, flat)
@@ -96,10 +103,12 @@ def gather(op: ops.Gather, xp: Namespace, x: Array, indices: Array) -> Array:
 
 
 def cast(op: ops.Cast, xp: Namespace, x: Array) -> Array:
+    """Converted; to bool by comparison with zero."""
     return x != 0 if op.dtype is DType.bool and x.dtype != xp.bool else xp.astype(x, dtype_in(xp, op.dtype))
 
 
 def where(op: ops.Where, xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
+    """One or the other by a condition."""
     return xp.where(condition, a, b)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import scipy.special
 
 from . import pointwise as pw
 from .interpret_movement import Array, Kernel, Namespace
@@ -29,31 +30,38 @@ def exp_minus_1(xp: Namespace, x: Array) -> Array:
 
 
 def elu(op: pw.Elu, xp: Namespace, x: Array) -> Array:
+    """x, or alpha * (exp(x) - 1) where x is negative."""
     return xp.where(x < 0, op.alpha * exp_minus_1(xp, x), x)
 
 
 def selu(op: pw.Selu, xp: Namespace, x: Array) -> Array:
+    """gamma times x, or gamma * alpha * (exp(x) - 1) where x is not positive."""
     return op.gamma * xp.where(x > 0, x, op.alpha * exp_minus_1(xp, x))
 
 
 def leaky_relu(op: pw.LeakyRelu, xp: Namespace, x: Array) -> Array:
+    """x, or alpha * x where x is negative."""
     return xp.where(x < 0, op.alpha * x, x)
 
 
 def prelu(op: pw.PRelu, xp: Namespace, x: Array, slope: Array) -> Array:
+    """x, or slope * x where x is negative."""
     return xp.where(x < 0, slope * x, x)
 
 
 def hard_sigmoid(op: pw.HardSigmoid, xp: Namespace, x: Array) -> Array:
+    """clip(alpha * x + beta, 0, 1)."""
     return clip(pw.Clip(0.0, 1.0), xp, op.alpha * x + op.beta)
 
 
 def hard_swish(op: pw.HardSwish, xp: Namespace, x: Array) -> Array:
+    """x * clip(x / 6 + 1/2, 0, 1)."""
     return x * hard_sigmoid(pw.HardSigmoid(1 / 6, 0.5), xp, x)
 
 
 def sigmoid(op: Op, xp: Namespace, x: Array) -> Array:
-    return 0.5 * xp.tanh(0.5 * x) + 0.5
+    """1 / (1 + exp(-x)); the overflow of exp gives the right 0."""
+    return 1 / (1 + xp.exp(-x))
 
 
 def softplus(op: Op, xp: Namespace, x: Array) -> Array:
@@ -62,17 +70,17 @@ def softplus(op: Op, xp: Namespace, x: Array) -> Array:
 
 
 def mish(op: Op, xp: Namespace, x: Array) -> Array:
+    """x * tanh(softplus(x))."""
     return x * xp.tanh(softplus(op, xp, x))
 
 
 def erf(op: Op, xp: Namespace, x: Array) -> Array:
-    """The array API has no erf: torch's own, or the standard library's for each element."""
-    if xp is not np:
-        return xp.special.erf(x)
-    return np.asarray(np.frompyfunc(math.erf, 1, 1)(np.asarray(x, np.float64)), np.float64).astype(x.dtype)
+    """The Gauss error function, which the array API does not have: scipy's, or the namespace's own."""
+    return scipy.special.erf(x) if xp is np else xp.special.erf(x)
 
 
 def gelu(op: pw.Gelu, xp: Namespace, x: Array) -> Array:
+    """x * Phi(x), or its approximation by tanh."""
     if op.tanh:
         return 0.5 * x * (1 + xp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
     return 0.5 * x * (1 + erf(op, xp, x / math.sqrt(2)))

@@ -74,6 +74,7 @@ def _spread(xp: Namespace, x: Array, strides: tuple[int, int]) -> Array:
 
 
 def matmul(op: ops.MatMul, xp: Namespace, a: Array, b: Array) -> Array:
+    """numpy's matmul."""
     return xp.matmul(a, b)
 
 
@@ -83,16 +84,19 @@ def lowest(xp: Namespace, x: Array) -> float | int:
 
 
 def max_pool(op: ops.MaxPool, xp: Namespace, x: Array) -> Array:
+    """Maximum over windows; padding never wins."""
     padded = pad_spatial(xp, x, op.pads, lowest(xp, x))
     return reduce(xp.maximum, taps(padded, op.kernel, op.strides, op.dilations))
 
 
 def average_pool(op: ops.AveragePool, xp: Namespace, x: Array) -> Array:
+    """Sum over windows by the number of counted elements."""
     total = reduce(lambda a, b: a + b, taps(pad_spatial(xp, x, op.pads, 0), op.kernel, op.strides, op.dilations))
     return total / xp.astype(xp.asarray(op.divisors(tuple(x.shape))), x.dtype)
 
 
 def reduce_(op: ops.Reduce, xp: Namespace, x: Array) -> Array:
+    """Sum, mean, maximum or minimum; the element type stays."""
     if not op.axes:
         return x
     kwargs = {"dtype": x.dtype} if op.kind is ops.Reduction.sum else {}
@@ -100,6 +104,7 @@ def reduce_(op: ops.Reduce, xp: Namespace, x: Array) -> Array:
 
 
 def arg_max(op: ops.ArgMax, xp: Namespace, x: Array) -> Array:
+    """Index of the first maximum, or of the last: the first of the flipped operand."""
     if not op.last:
         return xp.astype(xp.argmax(x, axis=op.axis, keepdims=op.keepdims), xp.int64)
     turned = xp.argmax(xp.flip(x, axis=op.axis), axis=op.axis, keepdims=op.keepdims)
@@ -107,12 +112,14 @@ def arg_max(op: ops.ArgMax, xp: Namespace, x: Array) -> Array:
 
 
 def softmax(op: ops.Softmax, xp: Namespace, x: Array) -> Array:
+    """exp(x - max) / sum, or x - max - log(sum)."""
     shifted = x - xp.max(x, axis=op.axis, keepdims=True)
     total = xp.sum(xp.exp(shifted), axis=op.axis, keepdims=True)
     return shifted - xp.log(total) if op.log else xp.exp(shifted) / total
 
 
 def resize(op: ops.Resize, xp: Namespace, x: Array) -> Array:
+    """Two taps, axis after axis."""
     for axis, table in enumerate(op.taps):
         if table is not None:
             x = _interpolate(xp, x, axis, *(np.asarray(t) for t in table))
