@@ -14,7 +14,7 @@ from math import inf
 import numpy as np
 
 from qcompiler.ir.graph import Declined, Graph, Rule, Sweep, Value, apply, rewrite
-from qcompiler.ir.ops import ArgMax, AveragePool, Const, Gather, Reduce, Reduction, Reshape, constant
+from qcompiler.ir.ops import AveragePool, Concat, Const, Gather, MaxPool, Reduce, Reduction, Reshape, Slice, constant
 from qcompiler.ir.pointwise import Add, Clip, Div, LeakyRelu, Max, Min, Mul, Neg, PRelu, Sub
 
 from .axes import reshape_groups
@@ -86,10 +86,18 @@ def clips(v: Value, sweep: Sweep) -> Value | None:
     return None
 
 
+def clip_early(v: Value, sweep: Sweep) -> Value | None:
+    """clip(maxpool(x)) = maxpool(clip(x)), and so for concat and slice: behind a convolution a Clip costs nothing."""
+    match v:
+        case Value(Clip() as clip, (Value(MaxPool() | Concat() | Slice()) as moved,)) if sweep.single_use(moved):
+            return replace(moved, inputs=tuple(apply(clip, i, name=f"{i.name}.clip") for i in moved.inputs), name=v.name)
+    return None
+
+
 def keep_dimensions(v: Value, sweep: Sweep) -> Value | None:
     """A reduction that drops axes as one that keeps them and a Reshape; so for Gather by a scalar."""
     match v:
-        case Value(Reduce(keepdims=False) | ArgMax(keepdims=False) as op, (x,)):
+        case Value(Reduce(keepdims=False) as op, (x,)):
             kept = apply(replace(op, keepdims=True), x, name=v.name)
         case Value(Gather() as op, (x, Value(Const(data)) as i)) if data.ndim == 0:
             kept = apply(op, x, constant(data.reshape(1), i.name), name=v.name)
@@ -119,4 +127,4 @@ def reduce_of_reshape(v: Value, sweep: Sweep) -> Value | None:
     return None
 
 
-RULES: tuple[Rule, ...] = (constant_right, add_and_mul, merge_constants, clips, keep_dimensions, global_pool, reduce_of_reshape)
+RULES: tuple[Rule, ...] = (constant_right, add_and_mul, merge_constants, clips, clip_early, keep_dimensions, global_pool, reduce_of_reshape)

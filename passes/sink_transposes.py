@@ -133,6 +133,15 @@ def _remap(v: Value, perm: Axes) -> Op | None:
     return None
 
 
+def sink_through_argmax(v: Value, sweep: Sweep) -> Value | None:
+    """argmax(transpose(x)) without the reduced axis: the other axes are transposed behind."""
+    match v:
+        case Value(ArgMax(axis, keepdims=False) as op, (Value(Transpose(perm), (x,)),)):
+            kept = [p for p in perm if p != perm[axis]]
+            return _transposed(v, tuple(sorted(kept).index(p) for p in kept), replace(op, axis=perm[axis]), x)
+    return None
+
+
 def sink_through_reshape(v: Value, sweep: Sweep) -> Value | None:
     """reshape(transpose(x)) = transpose(reshape(shuffle(x))): all but the true shuffle sinks."""
     match v:
@@ -226,6 +235,7 @@ RULES: tuple[Rule, ...] = (
     sink_through_pointwise,
     sink_through_concat,
     sink_through_axes,
+    sink_through_argmax,
     sink_through_reshape,
     sink_reshape,
     permute_rows,
