@@ -15,7 +15,7 @@ import numpy as np
 
 from qcompiler.ir.graph import Declined, Graph, Rule, Sweep, Value, apply, rewrite
 from qcompiler.ir.ops import AveragePool, Concat, Const, Gather, MaxPool, Reduce, Reduction, Reshape, Slice, constant
-from qcompiler.ir.pointwise import Add, Clip, Div, LeakyRelu, Max, Min, Mul, Neg, PRelu, Sub
+from qcompiler.ir.pointwise import Add, Binary, Clip, Div, LeakyRelu, Max, Min, Mul, Neg, PRelu, Sub
 
 from .axes import reshape_groups
 from .constants import Floats, fits, floats, same_dtype, uniform
@@ -31,6 +31,14 @@ def constant_right(v: Value, sweep: Sweep) -> Value | None:
     match v:
         case Value(Add() | Mul() | Max() | Min(), (Value(Const()) as c, x)) if not isinstance(x.op, Const):
             return apply(v.op, x, c, name=v.name)
+    return None
+
+
+def shrink_uniform(v: Value, sweep: Sweep) -> Value | None:
+    """A constant of equal elements is a number, so that what it does is a function of one number."""
+    match v:
+        case Value(Binary(), (x, c)) if c.type.size > 1 and fits(c, x) and (a := uniform(c)) is not None:
+            return apply(v.op, x, same_dtype(np.array(a), c, c.name), name=v.name)
     return None
 
 
@@ -127,4 +135,4 @@ def reduce_of_reshape(v: Value, sweep: Sweep) -> Value | None:
     return None
 
 
-RULES: tuple[Rule, ...] = (constant_right, add_and_mul, merge_constants, clips, clip_early, keep_dimensions, global_pool, reduce_of_reshape)
+RULES: tuple[Rule, ...] = (constant_right, shrink_uniform, add_and_mul, merge_constants, clips, clip_early, keep_dimensions, global_pool, reduce_of_reshape)

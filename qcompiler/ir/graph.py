@@ -88,9 +88,10 @@ class Declined:
 
     reasons: dict[tuple[str, str], None] = field(default_factory=dict)
 
-    def __call__(self, v: Value, reason: str) -> None:
+    def __call__(self, v: Value, reason: str) -> Value | None:
         """Record that a rule declined `v`. Returns None, so that a rule can `return sweep.declined(v, why)`."""
         self.reasons[(v.name, reason)] = None
+        return None
 
 
 class Sweep:
