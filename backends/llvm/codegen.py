@@ -38,6 +38,16 @@ def _text(module: Any, target: Target) -> str:
     return str(module)
 
 
+def emit_object(module: Any, target: Target) -> bytes:
+    """The relocatable object of an optimized module."""
+    return bytes(target.machine().emit_object(module))
+
+
+def emit_assembly(module: Any, target: Target) -> str:
+    """The assembler text of an optimized module."""
+    return str(target.machine().emit_assembly(module))
+
+
 @dataclass(frozen=True, eq=False)
 class Jitted:
     """Machine code in this process."""

@@ -1,0 +1,112 @@
+"""The float entry: quantize before and dequantize after the integer program, the only floating point there is.
+
+q = clip(roundeven(x / scale) + zero_point, -128, 127)        x = scale * (q - zero_point)        in float32
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from qcompiler.runtime.artifact import Tensor
+
+from . import instrs
+from .dsl import I32, PTR, Kernel, Ptr
+
+F32 = ir.FloatType()
+LANES = 16
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A tensor of the interface and where its integers are kept in the arena during a float run; None: used in place."""
+
+    tensor: Tensor
+    offset: int | None
+
+
+def stage(tensors: Sequence[Tensor], start: int) -> tuple[tuple[Staged, ...], int]:
+    """Places from `start` on for every tensor that is converted, and the end."""
+    staged = list[Staged]()
+    for t in tensors:
+        converted = t.dtype != t.storage
+        staged.append(Staged(t, start if converted else None))
+        start += -(-t.size // 64) * 64 + 64 if converted else 0
+    return tuple(staged), start
+
+
+def emit_float_entry(k: Kernel, run: Any, inputs: Sequence[Staged], outputs: Sequence[Staged]) -> None:
+    """Body of `run_f32(inputs, outputs, arena)` around the integer entry `run`."""
+    given, taken, arena = k.parameters
+    sources = [_pointer(k, given, i) for i in range(len(inputs))]
+    results = [_pointer(k, taken, i) for i in range(len(outputs))]
+    for s, p in zip(inputs, sources):
+        if s.offset is not None:
+            _each(k, s.tensor.size, p, 4, arena + s.offset, 1, _quantizer(k, s.tensor))
+    tables = [_table(k, staged, pointers, arena) for staged, pointers in ((inputs, sources), (outputs, results))]
+    k.b.call(run, [*tables, arena.ir])
+    for s, p in zip(outputs, results):
+        if s.offset is not None:
+            _each(k, s.tensor.size, arena + s.offset, 1, p, 4, _dequantizer(k, s.tensor))
+
+
+def _pointer(k: Kernel, table: Ptr, index: int) -> Ptr:
+    return Ptr(k, k.b.load((table + 8 * index).ir, typ=PTR))
+
+
+def _table(k: Kernel, staged: Sequence[Staged], pointers: Sequence[Ptr], arena: Ptr) -> Any:
+    """An array of pointers on the stack, staged places instead of the caller's."""
+    table = Ptr(k, k.b.alloca(PTR, size=max(1, len(staged))))
+    for i, (s, p) in enumerate(zip(staged, pointers)):
+        k.b.store((p if s.offset is None else arena + s.offset).ir, (table + 8 * i).ir)
+    return table.ir
+
+
+def _each(k: Kernel, n: int, source: Ptr, read: int, target: Ptr, written: int, convert: Callable[[Any], Any]) -> None:
+    """convert() over n elements of `read` bytes to elements of `written`: whole vectors, the last moved back inside; one by one if few."""
+    lanes = LANES if n >= LANES else 1
+    kind = ir.VectorType(F32 if read == 4 else ir.IntType(8), lanes)
+    with k.loop(-(-n // lanes)) as (i, _):
+        start = 0 if isinstance(i, int) else (i * lanes + 0)
+        at = start if isinstance(start, int) else start.minimum(n - lanes)
+        value = k.b.load((source + at * read).ir, align=1, typ=kind)
+        k.b.store(convert(value), (target + at * written).ir, align=1)
+
+
+def _quantizer(k: Kernel, t: Tensor) -> Callable[[Any], Any]:
+    def convert(x: Any) -> Any:
+        kind = x.type
+        rounded = _roundeven(k, k.b.fdiv(x, _splat(kind, t.scale)))
+        q = k.b.fadd(rounded, _splat(kind, t.zero_point))
+        low, high = _splat(kind, -128), _splat(kind, 127)
+        q = k.b.select(k.b.fcmp_ordered(">", q, low), q, low)
+        q = k.b.select(k.b.fcmp_ordered("<", q, high), q, high)
+        return k.b.trunc(k.b.fptosi(q, ir.VectorType(I32, kind.count)), ir.VectorType(ir.IntType(8), kind.count))
+
+    return convert
+
+
+def _dequantizer(k: Kernel, t: Tensor) -> Callable[[Any], Any]:
+    def convert(q: Any) -> Any:
+        wide = k.b.sext(q, ir.VectorType(I32, q.type.count))
+        centered = k.b.sub(wide, instrs.splat(wide.type, t.zero_point))
+        kind = ir.VectorType(F32, q.type.count)
+        return k.b.fmul(k.b.sitofp(centered, kind), _splat(kind, t.scale))
+
+    return convert
+
+
+def _roundeven(k: Kernel, x: Any) -> Any:
+    name = f"llvm.roundeven.v{x.type.count}f32"
+    function = k.module.globals.get(name) or ir.Function(k.module, ir.FunctionType(x.type, [x.type]), name)
+    return k.b.call(function, [x])
+
+
+def _splat(kind: Any, value: float | None) -> Any:
+    return ir.Constant(kind, [float(np.float32(value if value is not None else 1.0))] * kind.count)
+
+
