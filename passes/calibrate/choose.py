@@ -44,8 +44,9 @@ class Percentile:
 
 @dataclass(frozen=True)
 class Mse:
-    """The range of least squared error; `candidates` are tried per end."""
+    """The range of least E |x - Q(x)|^power; `candidates` are tried per end."""
 
+    power: float = 2.0
     candidates: int = 48
 
 
@@ -97,8 +98,8 @@ def _range(statistics: Statistics, method: Method, bits: int, symmetric: bool) -
         case Percentile(percent=percent):
             low, high = percentile_range(statistics.histogram, percent)
             return max(lo, low), min(hi, high)
-        case Mse(candidates=candidates):
-            return least_squares_range(statistics.histogram, lo, hi, bits, symmetric, candidates)
+        case Mse(power=power, candidates=candidates):
+            return least_error_range(lambda a, b: rounding_error(statistics.histogram, a, b, bits, symmetric, power), lo, hi, candidates)
         case Entropy():
             limit = least_divergence(statistics.histogram, 1 << (bits - 1 if symmetric else bits))
             return max(lo, -limit), min(hi, limit)
@@ -113,27 +114,29 @@ def percentile_range(h: Histogram, percent: float) -> tuple[float, float]:
     return min(float(lo), 0.0) if h.first < 0 else 0.0, max(float(hi), 0.0)
 
 
-def squared_error(h: Histogram, lo: Floats | float, hi: Floats | float, bits: int, symmetric: bool = False) -> Floats:
-    """Sum of (x - Q(x))^2 for each candidate range, taking the elements of a bin as spread evenly over it.
+def rounding_error(h: Histogram, lo: Floats | float, hi: Floats | float, bits: int, symmetric: bool = False, power: float = 2.0) -> Floats:
+    """Sum of |x - Q(x)|^p for each candidate range, taking the elements of a bin as spread evenly over it.
 
-    The integral of (x - Q(x))^2 from 0 to x is closed: n s^3 / 12 + (x - n s)^3 / 3 with n = round(x / s), n held within the grid.
+    The integral of |x - Q(x)|^p from 0 to x >= 0 is closed: (2 n (s/2)^(p+1) + d |d|^p) / (p+1), d = x - n s, with n = round(x / s)
+    held within the grid; likewise below zero.
     """
     grids = [affine(float(a), float(b), bits, symmetric) for a, b in np.broadcast(lo, hi)]
     scale = np.array([g.scale[0] for g in grids])[:, None]
     zero = np.array([g.zero_point[0] for g in grids])[:, None]
     x = h.edges[None, :]
     n = np.clip(np.rint(x / scale), grids[0].qmin + int(symmetric) - zero, grids[0].qmax - zero)
-    integral = n * scale**3 / 12 + (x - n * scale) ** 3 / 3
+    d = x - n * scale
+    integral = (2 * n * (scale / 2) ** (power + 1) + d * np.abs(d) ** power) / (power + 1)
     return np.asarray(np.diff(integral, axis=1) @ h.counts / h.width)
 
 
-def least_squares_range(h: Histogram, lo: float, hi: float, bits: int, symmetric: bool, candidates: int) -> tuple[float, float]:
+def least_error_range(error: Callable[[Floats | float, Floats | float], Floats], lo: float, hi: float, candidates: int) -> tuple[float, float]:
     """Coordinate descent over the two ends, each from a grid of fractions of the range seen, then from a finer one around the best."""
     low, high = lo, hi
     coarse, fine = np.linspace(1 / candidates, 1, candidates), 1 + np.linspace(-1, 1, 9) / candidates
     for is_fine in (False, False, True, True):
         highs = np.minimum(np.unique(fine * high if is_fine else coarse * hi), hi)
-        high = float(highs[np.argmin(squared_error(h, low, highs, bits, symmetric))])
+        high = float(highs[np.argmin(error(low, highs))])
         lows = np.maximum(np.unique(fine * low if is_fine else coarse * lo), lo)
-        low = float(lows[np.argmin(squared_error(h, lows, high, bits, symmetric))])
+        low = float(lows[np.argmin(error(lows, high))])
     return low, high

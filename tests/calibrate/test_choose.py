@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from qcompiler.errors import UsageError
-from qcompiler.passes.calibrate.choose import Entropy, Method, MinMax, Mse, Percentile, affine, choose, method_named, squared_error
+from qcompiler.passes.calibrate.choose import Entropy, Method, MinMax, Mse, Percentile, affine, choose, method_named, rounding_error
 from qcompiler.passes.calibrate.statistics import observe
 
 METHODS: list[Method] = [MinMax(), Percentile(99.0), Percentile(99.999), Mse(), Entropy()]
@@ -67,12 +67,13 @@ def test_mse_beats_minmax_on_heavy_tails(bits: int, symmetric: bool) -> None:
     assert squared(data, Mse(), bits=4) < 0.7 * squared(data, MinMax(), bits=4)
 
 
-def test_squared_error_is_that_of_the_quantizer() -> None:
+@pytest.mark.parametrize("power", [1.0, 2.0, 2.5])
+def test_rounding_error_is_that_of_the_quantizer(power: float) -> None:
     x = RNG.uniform(-3, 5, 200_000).astype(np.float32)
     for lo, hi in ((-3.0, 5.0), (-1.0, 5.0), (-3.0, 2.0), (0.0, 5.0)):
         quant = affine(lo, hi)
-        measured = np.square(quant.dequantize(quant.quantize(x)) - x).sum()
-        estimated = squared_error(observe(x, None).histogram, np.array([lo]), np.array([hi]), 8)[0]
+        measured = (np.abs(quant.dequantize(quant.quantize(x)) - x) ** power).sum()
+        estimated = rounding_error(observe(x, None).histogram, lo, hi, 8, power=power)[0]
         assert abs(estimated - measured) < 0.02 * measured
 
 
