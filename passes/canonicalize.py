@@ -135,4 +135,14 @@ def reduce_of_reshape(v: Value, sweep: Sweep) -> Value | None:
     return None
 
 
-RULES: tuple[Rule, ...] = (constant_right, shrink_uniform, add_and_mul, merge_constants, clips, clip_early, keep_dimensions, global_pool, reduce_of_reshape)
+RULES: tuple[Rule, ...] = (
+    constant_right,
+    shrink_uniform,
+    add_and_mul,
+    merge_constants,
+    clips,
+    clip_early,
+    keep_dimensions,
+    global_pool,
+    reduce_of_reshape,
+)

@@ -1,6 +1,6 @@
 """The numbered text form of a graph: one line per value, deterministic, for people and for golden files.
 
-    %3 = Conv(%0, %1, %2) strides=(2, 2) : f32[1x16x16x8]  "stem/conv"
+Such a line is ``%3 = Conv(%0, %1, %2) strides=(2, 2) : f32[1x16x16x8]  "stem/conv"``.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import chain, repeat
 
-from ..errors import ProofError
+from qcompiler.errors import ProofError
 from . import integer, ops, pointwise
 from .graph import Graph, Value
 from .ops import Op
@@ -65,6 +65,8 @@ def _each(legal: Legal, *classes: type[Op]) -> dict[type[Op], Legal]:
 MOVEMENT = (ops.Transpose, ops.Reshape, ops.Expand, ops.Tile, ops.Concat, ops.Slice, ops.Pad, ops.MaxPool, ops.Reduce, ops.Resize)
 POINTWISE = tuple(c for base in (pointwise.Unary, pointwise.Binary) for c in _subclasses(base) if c.__module__ == pointwise.__name__)
 
+ACCUMULATING = (integer.IntSum, integer.IntMul, integer.IntMatMul, integer.IntSumPool, integer.IntReduceSum, integer.IntResize)
+
 FLOAT_TABLE: Table = {
     **_each(Legal(PLAIN, (PLAIN,)), *POINTWISE, ops.Cast, ops.MatMul, ops.AveragePool, ops.Softmax, ops.ArgMax),
     **_each(Legal(FLOAT, (FLOAT,)), ops.Conv, ops.ConvTranspose),
@@ -86,7 +88,7 @@ INTEGER_TABLE: Table = {
     ops.Gather: Legal(INTEGER, (INTEGER, INDEX)),
     ops.ArgMax: Legal(INDEX, (ACTIVATION,)),
     integer.IntConv: Legal(WORDS, (ACTIVATION, WEIGHTS, WORDS)),
-    **_each(Legal(WORDS, (ACTIVATION,)), integer.IntSum, integer.IntMul, integer.IntMatMul, integer.IntSumPool, integer.IntReduceSum, integer.IntResize),
+    **_each(Legal(WORDS, (ACTIVATION,)), *ACCUMULATING),
     integer.Requantize: Legal(ACTIVATION, (WORDS,)),
     integer.Lookup: Legal(ACTIVATION, (ACTIVATION, BYTES)),
     integer.IntSoftmax: Legal(ACTIVATION, (ACTIVATION, WORDS)),
