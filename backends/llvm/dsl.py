@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -199,6 +200,14 @@ class Kernel:
             arg.name = word
             arg.add_attribute("noalias")
         self.parameters = tuple(Ptr(self, arg) for arg in self.function.args)
+
+    def narrowed(self, bits: int) -> Kernel:
+        """The same function, written on in vectors of `bits`."""
+        if bits == self.target.vector_bits:
+            return self
+        k = copy(self)
+        k.target = self.target.narrowed(bits)
+        return k
 
     def i64(self, value: Index | int) -> Any:
         """LLVM's 64-bit integer."""

@@ -190,7 +190,7 @@ def _x86(name: str, feature: str, intrinsic: str, source: Vector, result: Vector
     return Instr(name, feature, f"llvm.x86.{intrinsic}", (source,) * operands, result, meaning)
 
 
-VPDPBUSD = {512: _vpdpbusd(512, "avx512vnni"), 256: _vpdpbusd(256, "avxvnni")}
+VPDPBUSD = {bits: _vpdpbusd(bits, "avx512vnni" if bits == 512 else "avxvnni") for bits in (128, 256, 512)}
 MADDUBS = {
     128: _x86("pmaddubsw", "ssse3", "ssse3.pmadd.ub.sw.128", (16, 8), (8, 16), _maddubs),
     256: _x86("vpmaddubsw", "avx2", "avx2.pmadd.ub.sw", (32, 8), (16, 16), _maddubs),

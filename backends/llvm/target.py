@@ -77,6 +77,10 @@ class Target:
         """The row by meaning: the same bits on any CPU, for tests."""
         return replace(self, by_meaning=True)
 
+    def narrowed(self, vector_bits: int) -> Target:
+        """The same instruction set used with narrower vectors."""
+        return replace(self, vector_bits=vector_bits)
+
     @property
     def runs_here(self) -> bool:
         """Whether this CPU executes the code."""

@@ -171,16 +171,16 @@ def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, start: int, at: Ope
             at.out + n * config.out.image + (b * size + start),
         )
         with k.loop(-(-config.rows // s.rows)) as (i, _):
-            row = _tile_start(i, s.rows, config.rows)
+            row = tile_start(i, s.rows, config.rows)
             with k.loop(-(-config.columns // s.columns)) as (j, _):
-                _emit_tile(k, config, s, min(rest, size), block, row, _tile_start(j, s.columns, config.columns))
+                _emit_tile(k, config, s, min(rest, size), block, row, tile_start(j, s.columns, config.columns))
 
 
 def _moved(p: Ptr, steps: Steps | None, image: Index | int) -> Ptr:
     return p + image * steps.image if steps else p
 
 
-def _tile_start(i: Index | int, size: int, whole: int) -> Index | int:
+def tile_start(i: Index | int, size: int, whole: int) -> Index | int:
     """First position of tile i; the last tile is moved back inside."""
     if isinstance(i, int):
         return 0

@@ -1,0 +1,177 @@
+"""Depthwise convolution: every channel has its own kernel, so lanes are channels and K is the taps of the window.
+
+Taps are taken in groups of up to four: the registers of four taps are interleaved so that each 32-bit lane holds the four bytes
+of its channel, and one dot product per register adds four taps. A group is a set of positions relative to the output
+pixel; neighbouring pixels that need the same bytes share the interleaved registers: with groups along columns of the window a tile of pixels in
+a row reuses nearly all of them. Which grouping and how many pixels: whatever takes the fewest instructions.
+
+A remainder of channels is done in narrower vectors where they exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.backends.llvm.dot import GROUP, XOperand, dot_of
+from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val, wide_order
+from qcompiler.backends.llvm.epilogue import Epilogue, Sources, load_pixels, store_pixels
+from qcompiler.backends.llvm.target import Target
+
+from .conv import Operands, Steps, tile_start
+
+Tap = tuple[int, int]
+Grouping = tuple[tuple[Tap, ...], ...]
+COUNT = 4
+"""Registers of int32 per register of channels."""
+MAX_TAPS = 49
+"""Larger windows loop over their rows."""
+EPILOGUE_COST = 20
+
+
+@dataclass(frozen=True)
+class DepthwiseConfig:
+    """All that the code depends on."""
+
+    images: int
+    rows: int
+    columns: int
+    channels: int
+    window_rows: int
+    """Rounds of the loop over window rows; 1 where all taps are in `groups`."""
+    groups: Grouping
+    tap: tuple[int, int]
+    """Bytes from a tap to the one below and to the right."""
+    tile: int
+    """Neighbouring output pixels computed at once."""
+    x: Steps
+    out: Steps
+    residual: Steps | None
+    epilogue: Epilogue
+
+
+def widths(channels: int, target: Target) -> Iterator[tuple[int, int, int]]:
+    """(first channel, channels, vector bits) of the parts that `channels` are computed in."""
+    whole = channels - channels % target.vector_bytes
+    if whole:
+        yield 0, whole, target.vector_bits
+    if channels > whole:
+        bits = 8 * max(16, 1 << (channels - whole - 1).bit_length())
+        yield whole, channels - whole, min(bits, target.vector_bits)
+
+
+def pack_weights(w: NDArray[np.int8], config: DepthwiseConfig, target: Target) -> bytes:
+    """w [C, kh, kw] as [block][window row][group][register][lane][4]."""
+    return b"".join(_packed(w[start : start + n], config, target.narrowed(bits)) for start, n, bits in widths(config.channels, target))
+
+
+def _packed(w: NDArray[np.int8], config: DepthwiseConfig, target: Target) -> bytes:
+    size = target.vector_bytes
+    padded = np.pad(w, ((0, -w.shape[0] % size), (0, 0), (0, 0)))
+    rows = [[[padded[:, i + r, j] for i, j in g] for g in config.groups] for r in range(config.window_rows)]
+    quads = np.array([[[*g, *[np.zeros_like(padded[:, 0, 0])] * (GROUP - len(g))] for g in groups] for groups in rows])
+    blocks = quads.reshape(*quads.shape[:3], -1, size)[..., wide_order(target, 32, COUNT)]
+    lanes = blocks.transpose(3, 0, 1, 4, 2).reshape(blocks.shape[3], config.window_rows, len(config.groups), COUNT, target.lanes, GROUP)
+    return dot_of(target).pack(np.ascontiguousarray(lanes)).tobytes()
+
+
+# --- choice ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def choose(kernel: tuple[int, int], columns: int, step: int, dilation: int, registers: int) -> tuple[Grouping, int]:
+    """The grouping of a window's taps and the number of pixels with the fewest instructions; `step` is the stride in a row."""
+    most = max(1, (registers - 6) // COUNT)
+    options = ((g, n) for g in groupings(*kernel) for n in range(1, min(columns, most) + 1))
+    return min(options, key=lambda o: _cost(o[0], o[1], columns, step, dilation))
+
+
+def groupings(rows: int, columns: int) -> Iterator[Grouping]:
+    """Taps in groups of up to four: along columns, along rows, or in row-major order across the window."""
+    taps = [(i, j) for i in range(rows) for j in range(columns)]
+    for lines in ([taps[j::columns] for j in range(columns)], [taps[i * columns : (i + 1) * columns] for i in range(rows)], [taps]):
+        yield tuple(tuple(line[n : n + GROUP]) for line in lines for n in range(0, len(line), GROUP))
+
+
+def _cost(groups: Grouping, pixels: int, columns: int, step: int, dilation: int) -> float:
+    shared = {tuple((i, j * dilation + p * step) for i, j in g) for p in range(pixels) for g in groups}
+    tile = sum(4 + 2 * len(g) for g in shared) + pixels * (COUNT * len(groups) + EPILOGUE_COST) + 10
+    return -(-columns // pixels) * tile
+
+
+# --- code ------------------------------------------------------------------------------------------------------------
+
+
+def emit_depthwise(k: Kernel, config: DepthwiseConfig) -> None:
+    """The body of a function with `conv.PARAMETERS`."""
+    at = Operands(*k.parameters)
+    for start, channels, bits in widths(config.channels, k.target):
+        part = k.narrowed(bits)
+        size = part.target.vector_bytes
+        weights, constants = _block_sizes(config, part.target)
+        blocks = -(-channels // size)
+        with k.loop(blocks) as (b, _), k.loop(config.images) as (n, _):
+            channel = b * size
+            residual = at.residual + start + channel
+            here = Operands(
+                at.x + start + channel + n * config.x.image,
+                residual + n * config.residual.image if config.residual else residual,
+                at.weights + b * weights,
+                at.constants + b * constants,
+                at.tables,
+                at.out + start + channel + n * config.out.image,
+            )
+            with k.loop(config.rows) as (row, _), k.loop(-(-config.columns // config.tile)) as (j, _):
+                _emit_tile(part, config, min(channels, size), here, row, tile_start(j, config.tile, config.columns))
+        at = Operands(at.x, at.residual, at.weights + blocks * weights, at.constants + blocks * constants, at.tables, at.out)
+
+
+def _block_sizes(config: DepthwiseConfig, target: Target) -> tuple[int, int]:
+    weights = config.window_rows * len(config.groups) * COUNT * target.vector_bytes
+    return weights, config.epilogue.block_bytes(target, COUNT)
+
+
+def _emit_tile(k: Kernel, config: DepthwiseConfig, nbytes: int, at: Operands, row: Index | int, column: Index | int) -> None:
+    x = config.x.at(at.x, row, column)
+    size = len(config.groups) * COUNT * k.target.vector_bytes
+    first = config.epilogue.initial(k, at.constants, COUNT)
+    with k.loop(config.window_rows, [first] * config.tile) as (r, acc):
+        acc[:] = _window(k, config, x + r * config.tap[0], at.weights + r * size, acc)
+    out = config.out.at(at.out, row, column)
+    for p in range(config.tile):
+        sources = Sources(partial(_residual, k, config, at, row, column, p, nbytes), at.tables)
+        y = config.epilogue.apply(k, acc[p], at.constants, COUNT, sources)
+        store_pixels(k, y, [config.out.at(out, 0, p)], COUNT, nbytes, config.epilogue.stored)
+
+
+def _residual(k: Kernel, config: DepthwiseConfig, at: Operands, row: Index | int, column: Index | int, pixel: int, nbytes: int) -> Val:
+    assert config.residual is not None
+    p = config.residual.at(config.residual.at(at.residual, row, column), 0, pixel)
+    return load_pixels(k, [p], COUNT, nbytes, config.epilogue.residual_stored)
+
+
+def _window(k: Kernel, config: DepthwiseConfig, x: Ptr, weights: Ptr, acc: Sequence[Val]) -> list[Val]:
+    """The accumulators of a tile after all groups, in the order of the columns that they read."""
+    dot, size, found = dot_of(k.target), COUNT * k.target.vector_bytes, list(acc)
+    operands = dict[tuple[int, ...], list[XOperand]]()
+    for _, offsets, g, p in sorted(_uses(config)):
+        if offsets not in operands:
+            taps = [k.load(x + o, 8) for o in offsets]
+            operands[offsets] = dot.interleave(k, [*taps, *[taps[-1]] * (GROUP - len(taps))])
+        w = k.load(weights + g * size, 8, COUNT)
+        lanes = zip(found[p].regs, operands[offsets], w.regs)
+        found[p] = Val(k, tuple(dot.dot(k, a, o, r) for a, o, r in lanes), 32)
+    return found
+
+
+def _uses(config: DepthwiseConfig) -> Iterator[tuple[int, tuple[int, ...], int, int]]:
+    """(column, offsets of the taps in bytes, group, pixel)."""
+    below, right = config.tap
+    for g, taps in enumerate(config.groups):
+        for p in range(config.tile):
+            offsets = tuple(i * below + j * right + p * config.x.column for i, j in taps)
+            yield min(offset % below for offset in offsets) if below else 0, offsets, g, p

@@ -1,0 +1,56 @@
+"""From a depthwise `IntConv` step to the configuration and the packed constants of its kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData
+from qcompiler.backends.llvm.launch import Launch
+from qcompiler.backends.llvm.target import Target
+from qcompiler.ir.ops import const_data
+from qcompiler.passes.plan_memory import Run
+
+from .conv import PARAMETERS, Steps
+from .conv_plan import ConvShape, arguments, conv_shape, epilogue_of
+from .depthwise import COUNT, MAX_TAPS, DepthwiseConfig, choose, emit_depthwise, pack_weights, widths
+
+
+def plan_depthwise(run: Run, target: Target) -> Iterable[Launch]:
+    """Convolutions with one kernel per channel."""
+    shape = conv_shape(run)
+    epilogue, data = epilogue_of(run, target)
+    config = depthwise_config(shape, epilogue, target)
+    w = const_data(run.step.producer.inputs[1])
+    assert w is not None
+    weights = pack_weights(w.astype(np.int8)[..., 0], config, target)
+    given = arguments(run, shape, weights, _constants(data, config, target), data.tables)
+    yield Launch(emit_depthwise, config, PARAMETERS, given, run.step.result.name)
+
+
+def _constants(data: EpilogueData, config: DepthwiseConfig, target: Target) -> bytes:
+    return b"".join(data.pack(target.narrowed(bits), COUNT, n, start) for start, n, bits in widths(config.channels, target))
+
+
+def depthwise_config(shape: ConvShape, epilogue: Epilogue, target: Target) -> DepthwiseConfig:
+    """The kernel's configuration, grouping of taps and tile chosen."""
+    (n, h, w, _), (dh, dw), (sh, sw) = shape.x_strides, shape.op.dilations, shape.op.strides
+    kh, kw = shape.w[1:3]
+    looped = kh * kw > MAX_TAPS
+    groups, tile = choose((1 if looped else kh, kw), shape.out[2], sw, dw, target.registers)
+    o, r = shape.out_strides, shape.residual_strides
+    return DepthwiseConfig(
+        shape.out[0],
+        shape.out[1],
+        shape.out[2],
+        shape.out[3],
+        kh if looped else 1,
+        groups,
+        (dh * h, dw * w),
+        tile,
+        Steps(n, h * sh, w * sw),
+        Steps(o[0], o[1], o[2]),
+        Steps(r[0], r[1], r[2]) if r else None,
+        epilogue,
+    )
