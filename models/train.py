@@ -1,6 +1,6 @@
 """Trains the two bundled networks and writes them as ONNX, batch normalization still in the graph. Needs the extra `torch`.
 
-    python models/train.py [digits_resnet | digits_dwconv]
+python models/train.py [digits_resnet | digits_dwconv]
 """
 
 from __future__ import annotations

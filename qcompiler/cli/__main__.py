@@ -1,0 +1,5 @@
+"""`python -m qcompiler.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,102 @@
+"""`qcompile bench`: latency of the compiled program beside ONNX Runtime, float and int8, taking turns in one run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+import numpy as np
+
+from qcompiler.runtime import load
+from qcompiler.runtime.bench import Latency, compare
+
+from .artifact import inputs_of, open_manifest
+from .data import Input
+from .floats import FloatModel
+from .options import json_option
+from .show import progress, say, show_json, show_table
+
+OURS, FLOAT, INT8 = "compiled", "onnxruntime float", "onnxruntime int8"
+
+
+@click.command("bench")
+@click.argument("artifact", metavar="ARTIFACT")
+@click.argument("model", metavar="[MODEL.onnx]", required=False)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="threads of ONNX Runtime; compiled programs use one")
+@click.option("--seconds", type=click.FloatRange(0.01), default=2.0, show_default=True, help="how long to measure each")
+@json_option
+def command(artifact: str, model: str | None, threads: int, seconds: float, as_json: bool) -> None:
+    """Latency, beside ONNX Runtime's on the float network and on its int8 form."""
+    manifest = open_manifest(artifact)
+    inputs = inputs_of(manifest.interface)
+    feeds = {i.name: invented(i) for i in inputs}
+    program = load(artifact)
+    calls = {OURS: lambda: program.run(feeds)} | {name: peer(m, feeds) for name, m in peers(model, inputs, threads, as_json).items()}
+    with progress("measuring", None, as_json):
+        times = compare(calls, seconds)
+    facts = described(artifact, manifest.target.name, threads, times)
+    if as_json:
+        show_json(facts)
+    else:
+        show(facts)
+
+
+def peers(model: str | None, inputs: list[Input], threads: int, quiet: bool) -> dict[str, FloatModel]:
+    """ONNX Runtime on the float network, and on the same network quantized as ours is."""
+    if model is None:
+        return {}
+    floats = FloatModel.open(model, inputs, threads)
+    return {FLOAT: floats, INT8: FloatModel.open(quantized(model, inputs, quiet), inputs, threads)}
+
+
+def quantized(model: str, inputs: list[Input], quiet: bool) -> bytes:
+    """The Q/DQ form of the network; latency does not depend on its ranges, so random inputs calibrate it."""
+    from qcompiler.api import SYNTHETIC_SAMPLES, quantize_model
+    from qcompiler.backends.onnx import export_qdq
+
+    with progress("quantizing for onnxruntime", SYNTHETIC_SAMPLES, quiet) as advance:
+        graphs = quantize_model(model, shapes={i.name: i.shape for i in inputs}, progress=advance).graphs
+    content: bytes = export_qdq(graphs.qdq_graph).SerializeToString()
+    return content
+
+
+def peer(model: FloatModel, feeds: dict[str, Any]) -> Any:
+    """A call of the other runtime on the same inputs."""
+    return lambda: model.session.run(None, feeds)
+
+
+def invented(wanted: Input) -> Any:
+    """Random numbers of the input's shape and type; zeros where it takes integers."""
+    if np.dtype(wanted.dtype).kind != "f":
+        return np.zeros(wanted.shape, wanted.dtype)
+    return np.random.default_rng(0).standard_normal(wanted.shape).astype(wanted.dtype)
+
+
+def described(artifact: str, target: str, threads: int, times: dict[str, Latency]) -> dict[str, Any]:
+    """The measurement and where it was made; ratios are times of the others over ours."""
+    ours = times[OURS].median
+    rows = {name: {**asdict(t), "ratio": t.median / ours} for name, t in times.items()}
+    return {"artifact": artifact, "target": target, "cpu": cpu_name(), "threads": threads, "milliseconds": rows}
+
+
+def cpu_name() -> str:
+    """What this machine calls its processor."""
+    import platform
+    from pathlib import Path
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def show(facts: dict[str, Any]) -> None:
+    """The measurement for people."""
+    columns = ["", ">median ms", ">10 %", ">90 %", ">calls", ">times ours"]
+    rows = [(name, t["median"], t["low"], t["high"], t["calls"], f"{t['ratio']:.2f}") for name, t in facts["milliseconds"].items()]
+    show_table(f"{facts['artifact']} ({facts['target']}) on {facts['cpu']}, ONNX Runtime with {facts['threads']} thread(s)", columns, rows)
+    if len(rows) == 1:
+        say(f"Name the float network to compare with ONNX Runtime: qcompile bench {facts['artifact']} MODEL.onnx")

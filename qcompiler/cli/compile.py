@@ -1,0 +1,219 @@
+"""`qcompile MODEL.onnx`: calibrate, quantize, generate code, write the artifact."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qcompiler.errors import UsageError
+
+from .data import Dataset, Input
+from .images import Preprocessing
+from .options import data_option, image_options, json_option, named_shapes, read_data
+from .show import progress, say, show_json, show_table, size, warn
+
+if TYPE_CHECKING:
+    from qcompiler.api import Program, QuantizedModel
+    from qcompiler.passes.pipeline import Options
+
+ONNX_TARGETS = {"onnx-qdq": "QuantizeLinear and DequantizeLinear around float operators", "onnx-qoperator": "QLinearConv and its kin"}
+Shapes = dict[str, tuple[int, ...]]
+
+METHODS = {"minmax": "MinMax", "percentile": "Percentile", "mse": "Mse", "entropy": "Entropy"}
+SYSTEMS = ["linux", "android", "macos", "windows"]
+
+SYNTHETIC = (
+    "no calibration data: ranges come from random inputs, so the answers are only good for trying out speed and size; "
+    "for accuracy give a few hundred real inputs with --calib"
+)
+
+
+@click.command("compile")
+@click.argument("model", metavar="MODEL.onnx")
+@click.option("--target", "-t", default="host", show_default=True, help="what to compile for; `qcompile targets` lists them")
+@click.option("--os", "system", type=click.Choice(SYSTEMS), help="operating system of the object code [default: that of the target]")
+@data_option("--calib", "calibration inputs")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="use only the first N calibration samples")
+@image_options
+@click.option("--shape", "shapes", callback=named_shapes, multiple=True, metavar="NAME=N,N", help="fix the free dimensions of an input; may be repeated")
+@click.option("--method", type=click.Choice(list(METHODS)), help="how ranges are chosen [default: the best known for the network]")
+@click.option("--name", default="model", show_default=True, help="prefix of the C functions")
+@click.option("-o", "--output", help="folder of the artifact, or the .onnx file of an ONNX target [default: build/MODEL-TARGET]")
+@json_option
+def command(
+    model: str,
+    target: str,
+    system: str | None,
+    calib: str | None,
+    limit: int | None,
+    how: Preprocessing,
+    shapes: Shapes,
+    method: str | None,
+    name: str,
+    output: str | None,
+    as_json: bool,
+) -> None:
+    """Compile a network. This is the command that is meant where none is named."""
+    place = destination(model, target, output)
+    check_target(target)
+    quantized = quantized_model(model, shapes, calib, limit, how, method, as_json)
+    summary = write_onnx(quantized, target, place) if target in ONNX_TARGETS else write_program(quantized, target, system, name, place, as_json)
+    if calib is None:
+        warn(SYNTHETIC)
+    if as_json:
+        show_json(summary)
+    else:
+        show_summary(model, summary)
+
+
+def destination(model: str, target: str, output: str | None) -> Path:
+    """Where the result goes. UsageError where the model is no file, or the name does not fit the target."""
+    check_model(model)
+    to_onnx = target in ONNX_TARGETS
+    place = Path(output or f"build/{Path(model).stem}-{target.replace('@', '-')}{'.onnx' if to_onnx else ''}")
+    if to_onnx and place.suffix != ".onnx":
+        raise UsageError(f"expected a file ending in .onnx for the target {target}, found '{place}'; name one with -o")
+    if not to_onnx and place.suffix == ".onnx":
+        raise UsageError(f"'{place}' is the name of a network, but {target} gives a folder; name one with -o, or use --target onnx-qdq")
+    return place
+
+
+def check_model(model: str) -> None:
+    """UsageError with a suggestion where there is no such file."""
+    from .app import COMMANDS, nearest
+
+    if Path(model).is_dir():
+        raise UsageError(f"'{model}' is a folder; expected an ONNX file, or a command before it: qcompile inspect {model}")
+    if not Path(model).is_file():
+        raise UsageError(f"'{model}' is neither a file nor a command ({', '.join(COMMANDS)}).{nearest(model, list(COMMANDS))}")
+
+
+def check_target(target: str) -> None:
+    """UsageError for an unknown target, before any work is done."""
+    from qcompiler.backends.llvm.target import find_target
+
+    if target not in ONNX_TARGETS:
+        try:
+            find_target(target)
+        except UsageError as problem:
+            raise UsageError(f"{problem}; or one of {', '.join(ONNX_TARGETS)}") from problem
+
+
+def model_inputs(model: str, shapes: Shapes) -> list[Input]:
+    """What the network takes, its free dimensions fixed."""
+    from qcompiler.frontend.inputs import graph_inputs
+    from qcompiler.frontend.load import load_model
+
+    types = graph_inputs(load_model(model).graph, shapes)
+    return [Input(name, t.shape, t.dtype.value) for name, t in types.items()]
+
+
+def quantized_model(
+    model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing, method: str | None, quiet: bool
+) -> QuantizedModel:
+    """The network after calibration and quantization, with a progress bar."""
+    from qcompiler.api import SYNTHETIC_SAMPLES, quantize_model
+
+    data = calibration(model, shapes, calib, limit, how)
+    total = SYNTHETIC_SAMPLES if data is None else data.count
+    with progress("calibrating", total, quiet) as advance:
+        return quantize_model(model, data, shapes=shapes, options=chosen(method), progress=advance)
+
+
+def calibration(model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing) -> Dataset | None:
+    """The calibration data that the user named, if any."""
+    from .data import first
+
+    if calib is None:
+        return None
+    inputs = model_inputs(model, shapes)
+    data = read_data(calib, inputs, how)
+    return data if limit is None else first(data, inputs, limit)
+
+
+def chosen(method: str | None) -> Options:
+    """The quantizer's options."""
+    from qcompiler.passes.calibrate import choose
+    from qcompiler.passes.pipeline import Options
+
+    return Options() if method is None else replace(Options(), method=getattr(choose, METHODS[method])())
+
+
+def write_program(model: QuantizedModel, target: str, system: str | None, name: str, place: Path, quiet: bool) -> dict[str, Any]:
+    """Generate code and write the artifact; what is worth telling about it."""
+    from qcompiler.api import build
+
+    with progress("generating code", None, quiet):
+        program = built(build, model, target, system, name)
+        program.save(place)
+    return described(program, place)
+
+
+def built(build: Any, model: QuantizedModel, target: str, system: str | None, name: str) -> Program:
+    """The program for `target`, on `system` where one was named."""
+    from qcompiler.backends.llvm.target import find_target
+
+    row = find_target(target)
+    program: Program = build(model, row, os=system or row.os, name=name)
+    return program
+
+
+def described(program: Program, place: Path) -> dict[str, Any]:
+    """The facts of an artifact."""
+    report, certificate = program.report, None if program.elf is None else program.certificate.as_dict()
+    return {
+        "artifact": str(place),
+        "target": program.target.name,
+        "os": program.target.os,
+        "layers": len(report.layers),
+        "macs": report.macs,
+        "weights_size": program.interface.weights_size,
+        "arena_size": program.interface.arena_size,
+        "synthetic": program.model.synthetic,
+        "lowest_sqnr": min(((layer.sqnr, layer.name) for layer in report.layers if layer.sqnr is not None), default=None),
+        "certificate": certificate,
+    }
+
+
+def write_onnx(model: QuantizedModel, target: str, place: Path) -> dict[str, Any]:
+    """Write the quantized ONNX model in one piece or not at all."""
+    from qcompiler.backends.onnx import export_qdq, export_qoperator
+
+    export = export_qdq if target == "onnx-qdq" else export_qoperator
+    content = export(model.graphs.qdq_graph).SerializeToString()
+    written_whole(place, content)
+    return {"artifact": str(place), "target": target, "size": len(content), "synthetic": model.synthetic}
+
+
+def written_whole(place: Path, content: bytes) -> None:
+    """Write beside `place` and rename, so that an earlier file stays until the new one is complete."""
+    if place.is_dir():
+        raise UsageError(f"'{place}' is a folder; expected the name of a file ending in .onnx; choose another with -o")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = place.with_name(f".{place.name}.part")
+    try:
+        draft.write_bytes(content)
+        draft.replace(place)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def show_summary(model: str, facts: dict[str, Any]) -> None:
+    """The facts for people, and the next step."""
+    place = facts["artifact"]
+    if "size" in facts:
+        say(f"{place}: {facts['target']}, {size(facts['size'])}. It runs in onnxruntime and in DSP toolchains.")
+        return
+    lowest = facts["lowest_sqnr"]
+    rows = [
+        ("target", f"{facts['target']}, {facts['os']}"),
+        ("layers", f"{facts['layers']}, {facts['macs'] / 1e6:.3g} million multiply-accumulates"),
+        ("weights, arena", f"{size(facts['weights_size'])}, {size(facts['arena_size'])}"),
+        ("lowest signal to noise", "not measured" if lowest is None else f"{lowest[0]:.1f} dB at {lowest[1]}"),
+        ("integer-only", "no certificate for this object format" if facts["certificate"] is None else "proven by disassembly"),
+    ]
+    show_table(place, ["", ""], rows)
+    say(f"Next: qcompile verify {place}  |  qcompile bench {place} {model}  |  qcompile inspect {place}")

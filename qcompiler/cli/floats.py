@@ -1,0 +1,50 @@
+"""The float network, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.errors import ModelError, UsageError
+
+from .data import Input
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """A session whose inputs are those of the compiled program."""
+
+    session: Any
+    names: tuple[str, ...]
+
+    @classmethod
+    def open(cls, model: str | bytes, inputs: list[Input], threads: int = 0) -> FloatModel:
+        """The network in the file (or bytes) `model`; `threads` 0 leaves their number to ONNX Runtime."""
+        session = session_of(model, threads)
+        found, wanted = {i.name for i in session.get_inputs()}, {i.name for i in inputs}
+        if found != wanted:
+            raise UsageError(f"the float network takes {sorted(found)}, the compiled program {sorted(wanted)}; name the network that was compiled")
+        return cls(session, tuple(o.name for o in session.get_outputs()))
+
+    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Outputs by name."""
+        return dict(zip(self.names, (np.asarray(a) for a in self.session.run(None, feeds))))
+
+
+def session_of(model: str | bytes, threads: int) -> Any:
+    """An ONNX Runtime session that prints no warnings."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as problem:  # onnxruntime raises classes of its own for whatever is wrong
+        name = f"'{model}'" if isinstance(model, str) else "the exported network"
+        raise ModelError(f"onnxruntime cannot open {name}: {str(problem).splitlines()[0]}") from problem

@@ -1,0 +1,154 @@
+"""`qcompile inspect`: layers, types, scales, what was fused and why not, memory and proofs; or the history of one value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qcompiler.errors import UsageError
+from qcompiler.runtime import Manifest
+
+from .artifact import open_graph, open_manifest, report_of
+from .options import json_option
+from .show import say, show_json, show_table, size
+
+if TYPE_CHECKING:
+    from qcompiler.ir.graph import Graph, Value
+
+
+@click.command("inspect")
+@click.argument("artifact", metavar="ARTIFACT")
+@click.argument("value", required=False)
+@json_option
+def command(artifact: str, value: str | None, as_json: bool) -> None:
+    """Layers, types, scales, what was fused and why not, memory and proofs; with VALUE, all that is known of it."""
+    manifest = open_manifest(artifact)
+    facts = whole(artifact, manifest) if value is None else one(artifact, manifest, value)
+    if as_json:
+        show_json(facts)
+    elif value is None:
+        show_whole(facts)
+    else:
+        show_one(facts)
+
+
+def whole(artifact: str, manifest: Manifest) -> dict[str, Any]:
+    """Everything the artifact says of itself."""
+    interface = manifest.interface
+    return {
+        "artifact": artifact,
+        "tool": manifest.tool,
+        "target": manifest.target.name,
+        "inputs": [tensor(t) for t in interface.inputs],
+        "outputs": [tensor(t) for t in interface.outputs],
+        "sizes": {"arena": interface.arena_size, "weights": interface.weights_size, "code": manifest.code_size},
+        "files": dict(manifest.files),
+        "memory": memory_map(open_graph(artifact)),
+        "report": report_of(manifest),
+        "certificate": manifest.certificate,
+    }
+
+
+def tensor(t: Any) -> dict[str, Any]:
+    """An input or output."""
+    return {"name": t.name, "shape": list(t.shape), "dtype": t.dtype, "storage": t.storage, "scale": t.scale, "zero_point": t.zero_point}
+
+
+def memory_map(graph: Graph) -> list[dict[str, Any]]:
+    """The buffers of the arena, in order of their first step."""
+    from qcompiler.passes.partition import partition
+    from qcompiler.passes.plan_memory import plan_memory
+
+    return [asdict(b) for b in sorted(plan_memory(graph, partition(graph)).blocks, key=lambda b: (b.first, b.offset))]
+
+
+def one(artifact: str, manifest: Manifest, name: str) -> dict[str, Any]:
+    """What is known of the values called `name`, or `name` and a suffix of the pass that made them."""
+    graph, report = open_graph(artifact), report_of(manifest)
+    found = [v for v in graph.order if v.name == name or v.name.startswith(f"{name}.")]
+    if not found:
+        raise UsageError(unknown(graph, name))
+    names = {v.name for v in found}
+    return {
+        "value": name,
+        "definitions": [definition(graph, v) for v in found],
+        "layer": [row for row in report.get("layers", []) if row["name"] in names],
+        "declined": [reason for value, reason in report.get("declined", []) if value in names],
+    }
+
+
+def unknown(graph: Graph, name: str) -> str:
+    """The message for a name that no value has."""
+    from .app import nearest
+
+    names = [v.name for v in graph.order if v.inputs or v in graph.inputs]
+    return f"no value is called '{name}'.{nearest(name, names)} `qcompile inspect` without a value lists the layers."
+
+
+def definition(graph: Graph, v: Value) -> dict[str, Any]:
+    """How a value is made and who reads it."""
+    return {
+        "name": v.name,
+        "operator": type(v.op).__name__,
+        "attributes": dict(attributes(v)),
+        "type": str(v.type),
+        "inputs": [f"{i.name}: {i.type}" for i in v.inputs],
+        "read_by": [u.name for u in graph.uses[v]],
+    }
+
+
+def attributes(v: Value) -> Iterator[tuple[str, str]]:
+    """The operator's fields that are short enough to show."""
+    if is_dataclass(v.op):
+        shown = ((f.name, repr(getattr(v.op, f.name))) for f in fields(v.op))
+        yield from ((name, text) for name, text in shown if len(text) < 80)
+
+
+def show_whole(facts: dict[str, Any]) -> None:
+    """All tables."""
+    sizes = facts["sizes"]
+    say(f"{facts['artifact']}: {facts['target']}, {facts['tool']}; " + ", ".join(f"{part} {size(n)}" for part, n in sizes.items()))
+    show_ends(facts)
+    show_layers(facts["report"].get("layers", []))
+    declined = facts["report"].get("declined", [])
+    if declined:
+        show_table("Not done, and why", ["value", "reason"], declined)
+    columns = ["value", ">offset", ">bytes", ">first step", ">last step"]
+    show_table("Memory", columns, [(b["name"], b["offset"], b["size"], b["first"], b["last"]) for b in facts["memory"]])
+    certified = facts["certificate"] is not None
+    say("Integer-only: " + ("proven by disassembly; qcompile verify proves it again" if certified else "no certificate for this object format"))
+
+
+def show_ends(facts: dict[str, Any]) -> None:
+    """Inputs and outputs."""
+    ends = [(way[:-1], t) for way in ("inputs", "outputs") for t in facts[way]]
+    rows = [(way, t["name"], f"{t['dtype']}{t['shape']}", t["storage"], t["scale"], t["zero_point"]) for way, t in ends]
+    show_table("Inputs and outputs", ["", "name", "type", "stored as", ">scale", ">zero point"], rows)
+
+
+def show_layers(layers: list[dict[str, Any]]) -> None:
+    """One row per kernel."""
+    columns = ["layer", "operator", "fused", "shape", ">scale", ">zero", ">headroom bits", ">SQNR dB", ">weights", ">MACs"]
+    rows = [
+        (r["name"], r["operator"], " ".join(r["fused"]), "x".join(map(str, r["shape"])), r["scale"], r["zero_point"], r["headroom_bits"], r["sqnr"])
+        + (size(r["weight_bytes"]), r["macs"])
+        for r in layers
+    ]
+    show_table("Layers", columns, rows)
+
+
+def show_one(facts: dict[str, Any]) -> None:
+    """The history of a value, from its first operator to its last."""
+    for d in facts["definitions"]:
+        given = ", ".join(f"{k}={v}" for k, v in d["attributes"].items())
+        say(f"{d['name']} = {d['operator']}({given}) : {d['type']}")
+        for line in d["inputs"]:
+            say(f"    of {line}")
+        say(f"    read by {', '.join(d['read_by']) or 'nothing: an output'}")
+    if facts["layer"]:
+        show_layers(facts["layer"])
+    for reason in facts["declined"]:
+        say(f"not done: {reason}")
