@@ -126,17 +126,24 @@ def _accumulator(acc: Value, graph: Graph, declined: Declined) -> Value:
 def _accepts(host: Value, v: Value, graph: Graph, declined: Declined) -> bool:
     """Whether pointwise `v` may run in the epilogue of the step that computes `host`."""
     kind = type(v.op).__name__
-    if not isinstance(host.op, (Requantize, Clamp, Lookup)):
+    if not isinstance(host.op, (Requantize, Clamp, Lookup)) or _is_channel_lookup(host):
         return False  # data movement has no epilogue: `v` is a kernel of its own
+    if _is_channel_lookup(v):
+        declined(v, "Lookup is not fused: it has a table per channel")
+        return False
     if graph.only_use(host) is None:
         declined(v, f"{kind} is not fused: {host.name} has several users or is an output")
         return False
     return _host_of(host) is not None
 
 
+def _is_channel_lookup(v: Value) -> bool:
+    return isinstance(v.op, Lookup) and v.inputs[1].type.rank > 1
+
+
 def _host_of(v: Value) -> Value | None:
     """The int32 producer at the start of the chain that ends in `v`, through pointwise operators; None if there is none."""
-    while isinstance(v.op, (Clamp, Lookup)):
+    while isinstance(v.op, (Clamp, Lookup)) and not _is_channel_lookup(v):
         v = v.inputs[0]
     return v.inputs[0] if isinstance(v.op, Requantize) else None
 

@@ -7,15 +7,48 @@ from collections.abc import Iterable
 from qcompiler.backends.llvm.launch import Launch, Planner
 from qcompiler.backends.llvm.target import Target
 from qcompiler.errors import UnsupportedModel
-from qcompiler.ir.integer import IntConv
-from qcompiler.ir.ops import Gather, Op, Pad, Resize
+from qcompiler.ir.integer import (
+    Clamp,
+    IntConv,
+    IntMatMul,
+    IntMax,
+    IntMin,
+    IntMul,
+    IntReduceSum,
+    IntResize,
+    IntSoftmax,
+    IntSum,
+    IntSumPool,
+    Lookup,
+)
+from qcompiler.ir.ops import ArgMax, Gather, MaxPool, Op, Pad, Reduce, Resize
 from qcompiler.passes.plan_memory import Action, Copy, Fill, Run
 
+from .elementwise import plan_lookup, plan_mul, plan_pointwise, plan_sum
+from .matmul import plan_matmul
 from .movement import plan_copy, plan_fill, plan_take
+from .pool import plan_max_pool, plan_sum_pool
+from .reduce import plan_argmax, plan_reduce, plan_reduce_sum
+from .resize import plan_resize
 from .select import plan_convolution
+from .softmax import plan_softmax
 
 PLANNERS: dict[type[Op], Planner] = {
     IntConv: plan_convolution,
+    IntSum: plan_sum,
+    IntMul: plan_mul,
+    IntMatMul: plan_matmul,
+    IntMax: plan_pointwise,
+    IntMin: plan_pointwise,
+    Clamp: plan_pointwise,
+    Lookup: plan_lookup,
+    MaxPool: plan_max_pool,
+    IntSumPool: plan_sum_pool,
+    IntReduceSum: plan_reduce_sum,
+    Reduce: plan_reduce,
+    ArgMax: plan_argmax,
+    IntResize: plan_resize,
+    IntSoftmax: plan_softmax,
     Gather: plan_take,
     Pad: plan_take,
     Resize: plan_take,

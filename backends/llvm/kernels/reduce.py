@@ -1,0 +1,153 @@
+"""Reductions over axes: sums with an epilogue, maximum, minimum, and the index of the maximum.
+
+    IntReduceSum   acc = sum (x - z) = sum x - n z
+
+The kept axes are a `Nest`, vectorized along the last of them; the reduced ones are taps, as in pooling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+
+from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val
+from qcompiler.backends.llvm.epilogue import Epilogue, Sources, describe
+from qcompiler.backends.llvm.launch import Launch
+from qcompiler.backends.llvm.target import Target
+from qcompiler.ir.integer import IntReduceSum
+from qcompiler.ir.ops import ArgMax, Reduce, Reduction
+from qcompiler.passes.layouts import Space
+from qcompiler.passes.plan_memory import Run
+
+from .elementwise import epilogue_arguments, for_constants
+from .pool import fold, sum_window
+from .rows import Nest, Operand, Strides, count, for_row, is_uniform, load_row, merged, nest, operands, result_of, store_row, walk
+
+Taps = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class ReduceConfig:
+    """Operands of `nest` and `spaces` are x and y; `taps` are (number, byte step) of the reduced axes. No epilogue: max or min."""
+
+    nest: Nest
+    taps: Taps
+    spaces: tuple[Space, Space]
+    kind: Reduction
+    epilogue: Epilogue | None = None
+
+
+def split_axes(axes: tuple[int, ...], keepdims: bool, x: Operand, y: Operand) -> tuple[tuple[int, ...], tuple[Strides, Strides], Taps]:
+    """(kept shape, strides of x and y along it, taps)."""
+    rank = len(x.shape)
+    kept = [a for a in range(rank) if a not in axes]
+    written = tuple(y.layout.strides[a] for a in kept) if keepdims else y.layout.strides
+    read = tuple(x.layout.strides[a] for a in kept)
+    numbers, (steps,) = merged([x.shape[a] for a in axes], [tuple(x.layout.strides[a] for a in axes)])
+    return tuple(x.shape[a] for a in kept), (read, written), tuple(zip(numbers, steps))
+
+
+def plan_reduce_sum(run: Run, target: Target) -> Iterable[Launch]:
+    """`IntReduceSum` and its epilogue."""
+    op, x, y = run.step.producer.op, operands(run)[0], result_of(run)
+    assert isinstance(op, IntReduceSum)
+    shape, strides, taps = split_axes(op.axes, op.keepdims, x, y)
+    terms = count(x.shape) // max(count(y.shape), 1)
+    epilogue, data = describe(run.step.epilogue, -x.zero_point * terms, run.step.producer)
+    loops = nest(shape, strides, not is_uniform(run.step) and len(shape) > 0)
+    config = ReduceConfig(loops, taps, (x.space, y.space), Reduction.sum, epilogue)
+    arguments = (x.argument, y.argument, *epilogue_arguments(data, epilogue, target, loops.n))
+    yield Launch(emit_reduce_sum, config, ("x", "y", "constants", "tables"), arguments, run.step.result.name)
+
+
+def emit_reduce_sum(k: Kernel, c: ReduceConfig) -> None:
+    """The body of a function of ("x", "y", "constants", "tables")."""
+    x, y, constants, tables = k.parameters
+    epilogue = c.epilogue
+    assert epilogue is not None
+    with c.nest.rows(k, [x, y]) as (source, out):
+
+        def body(start: Index | int, nbytes: int, block: Ptr) -> None:
+            acc = epilogue.initial(k, block, 4) + sum_window(k, c.taps, source + start, nbytes, c.spaces[0])
+            store_row(k, out + start, epilogue.apply(k, acc, block, 4, Sources(tables=tables)), nbytes, c.spaces[1])
+
+        for_constants(k, c.nest.n, epilogue, constants, body)
+
+
+def plan_reduce(run: Run, target: Target) -> Iterable[Launch]:
+    """`Reduce` to the maximum or minimum."""
+    op, x, y = run.step.producer.op, operands(run)[0], result_of(run)
+    assert isinstance(op, Reduce)
+    shape, strides, taps = split_axes(op.axes, op.keepdims, x, y)
+    config = ReduceConfig(nest(shape, strides), taps, (x.space, y.space), op.kind)
+    yield Launch(emit_reduce, config, ("x", "y"), (x.argument, y.argument), run.step.result.name)
+
+
+def emit_reduce(k: Kernel, c: ReduceConfig) -> None:
+    """The body of a function of ("x", "y")."""
+    combine = Val.maximum if c.kind is Reduction.max else Val.minimum
+    first = k.splat(-128 if c.kind is Reduction.max else 127, 8)
+    with c.nest.rows(k, k.parameters) as (source, out):
+
+        def body(start: Index | int, nbytes: int) -> None:
+            best = fold(k, c.taps, first, source + start, lambda acc, p: combine(acc, load_row(k, p, nbytes, c.spaces[0])))
+            store_row(k, out + start, best, nbytes, c.spaces[1])
+
+        for_row(k, c.nest.n, body)
+
+
+# --- index of the maximum ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ArgMaxConfig:
+    """Kept axes with the strides of x and y, and the axis that is searched: `n` elements `step` bytes apart."""
+
+    shape: tuple[int, ...]
+    x: Strides
+    y: Strides
+    n: int
+    step: int
+    last: bool
+    xor: int
+
+
+def plan_argmax(run: Run, target: Target) -> Iterable[Launch]:
+    """`ArgMax`, to int64."""
+    op, x, y = run.step.producer.op, operands(run)[0], result_of(run)
+    assert isinstance(op, ArgMax)
+    shape, strides, _ = split_axes((op.axis,), op.keepdims, x, y)
+    axes, (read, written) = merged(shape, strides)
+    config = ArgMaxConfig(axes, read, written, x.shape[op.axis], x.layout.strides[op.axis], op.last, stored_xor(x, target))
+    yield Launch(emit_argmax, config, ("x", "y"), (x.argument, y.argument), run.step.result.name)
+
+
+def stored_xor(x: Operand, target: Target) -> int:
+    """What a stored byte is xor-ed with to be an int8 number."""
+    return 0x80 if x.space is Space.arena and target.storage_offset else 0
+
+
+def emit_argmax(k: Kernel, c: ArgMaxConfig) -> None:
+    """The body of a function of ("x", "y")."""
+    with walk(k, c.shape, (c.x, c.y), k.parameters) as ((x, y), _):
+        state: list[Index] = [Index(k, k.i64(-129)), Index(k, k.i64(0))]
+        with k.loop(c.n, state) as (i, carried):
+            value = load_number(k, x + i * c.step, c.xor)
+            better = k.b.icmp_signed(">=" if c.last else ">", value.ir, carried[0].ir)
+            carried[0], carried[1] = chosen(k, better, value, carried[0]), chosen(k, better, Index(k, k.i64(i)), carried[1])
+        k.b.store(carried[1].ir, y.ir, align=1)
+
+
+def load_number(k: Kernel, p: Ptr, xor: int) -> Index:
+    """One int8 number as a 64-bit integer."""
+    octet = ir.IntType(8)
+    stored = k.b.load(p.ir, align=1, typ=octet)
+    return Index(k, k.b.sext(k.b.xor(stored, ir.Constant(octet, xor)), ir.IntType(64)))
+
+
+def chosen(k: Kernel, condition: Any, a: Index, b: Index) -> Index:
+    """a where the condition holds, else b."""
+    return Index(k, k.b.select(condition, a.ir, b.ir))

@@ -1,0 +1,290 @@
+"""Every kernel but convolution, on every target (natively or by the meaning of its instructions), equal to the reference bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from integer_graphs import SCALE, Builder
+from kernel_program import KernelProgram, here
+
+from qcompiler.backends import reference
+from qcompiler.backends.llvm.target import TARGETS
+from qcompiler.ir.graph import Value
+from qcompiler.ir.integer import IntSoftmax, IntSum
+from qcompiler.ir.ops import PadMode, Reduction
+from qcompiler.ir.types import Quantization, quantized
+from qcompiler.numerics.softmax import log_tables
+
+Outputs = list[Value]
+CASES: dict[str, Callable[[Builder], Outputs]] = {}
+SAME = ((1, 1), (1, 1))
+
+
+def case(build: Callable[[Builder], Outputs]) -> Callable[[Builder], Outputs]:
+    """Registers a graph: a function of a builder that returns the outputs."""
+    CASES[build.__name__] = build
+    return build
+
+
+def stored(b: Builder, *shape: int, zero_point: int = 3) -> Value:
+    """A value in the arena: the kernels see the target's own storage form."""
+    return b.clamp(b.input(*shape, zero_point=zero_point), -128, 127)
+
+
+# --- movement --------------------------------------------------------------------------------------------------------
+
+
+@case
+def copies_between_storage_forms(b):
+    x = stored(b, 1, 3, 5, 7)
+    return [x, x, b.inputs[0], b.reshape(x, 105)]
+
+
+@case
+def image_to_channels_last(b):
+    return [b.clamp(b.transpose(b.input(1, c, 5, w), 0, 2, 3, 1)) for c, w in ((1, 7), (2, 16), (3, 19), (4, 40), (5, 33))]
+
+
+@case
+def image_rows_shorter_than_a_register(b):
+    return [b.transpose(b.input(2, 3, 2, 5), 0, 2, 3, 1), b.transpose(b.input(2, 3, 17), 0, 2, 1)]
+
+
+@case
+def transposition_in_tiles(b):
+    shapes = ((1, 8, 8), (1, 9, 23), (2, 16, 16), (1, 21, 40), (1, 64, 7), (1, 70, 17))
+    return [b.transpose(stored(b, *s), 0, 2, 1) for s in shapes] + [b.transpose(b.input(1, 6, 5, 24), 0, 3, 1, 2)]
+
+
+@case
+def shuffles_of_channels(b):
+    x = stored(b, 1, 4, 3, 12)
+    return [b.reshape(b.transpose(b.reshape(x, 1, 4, 3, g, 12 // g), 0, 1, 2, 4, 3), 1, 4, 3, 12) for g in (2, 3)]
+
+
+@case
+def slices(b):
+    x = stored(b, 1, 6, 7, 10)
+    y = b.slice(x, (0, 1, 1), (5, -1, -2), (1, 7, 3), (0, 10, 1))
+    return [y, b.slice(x, (0, 1, 1), (0, 6, 1), (6, -1, -1), (9, 0, -2)), b.clamp(b.channels(x, 2, 9))]
+
+
+@case
+def concatenations(b):
+    x, y = stored(b, 1, 3, 4, 5), b.input(1, 3, 4, 5, zero_point=3)
+    joined = [b.concat(axis, b.clamp(x), y, b.int8_const(1, 3, 4, 5), x) for axis in range(4)]
+    return [*joined, b.clamp(b.concat(3, b.clamp(x, -3, 3), b.max_pool(x, (1, 1))))]
+
+
+@case
+def repetitions(b):
+    x = stored(b, 2, 3, 5)
+    return [b.tile(x, 2, 1, 3), b.tile(x, 1, 2, 1), b.expand(b.input(1, 3, 1), 4, 3, 6), b.expand(stored(b, 1, 1, 20), 3, 2, 20)]
+
+
+@case
+def pads(b):
+    x = stored(b, 1, 5, 6, 3)
+    spatial = ((0, 0), (2, 1), (1, 3), (0, 0))
+    repeating = [b.pad(x, *spatial, mode=m) for m in (PadMode.reflect, PadMode.edge, PadMode.wrap)]
+    return [
+        *repeating,
+        b.pad(x, *spatial, value=0.4),
+        b.pad(x, (1, 0), (-1, 2), (0, -2), (2, 2)),
+        b.pad(x, (0, 0), (-1, 2), (0, 0), (2, 1), mode=PadMode.edge),
+    ]
+
+
+@case
+def gathers(b):
+    x = stored(b, 4, 5, 20)
+    return [
+        b.gather(x, 0, [3, -1, 0]),
+        b.gather(x, 2, [0, 19, -2, 5, 5]),
+        b.gather(x, 1, np.array([[1, 2, 0], [4, -5, 3]])),
+        b.gather(b.input(3, 70), 0, [2, 0]),
+    ]
+
+
+@case
+def nearest_neighbours(b):
+    return [b.nearest(stored(b, 1, 3, 4, c), 1, 6, 7, c) for c in (1, 5, 16, 80)] + [b.nearest(b.input(1, 4, 4, 5), 1, 2, 8, 5)]
+
+
+# --- elementwise -----------------------------------------------------------------------------------------------------
+
+
+@case
+def sums(b):
+    x, y, z = stored(b, 1, 5, 7, 9), stored(b, 1, 5, 7, 9, zero_point=-128), b.input(1, 5, 7, 9)
+    return [b.add(x), b.add(x, y), b.add(z, z), b.add(x, y, z), b.clamp(b.add(x, y, z, x, b.int8_const(1, 5, 7, 9)))]
+
+
+@case
+def sums_that_broadcast(b):
+    x, c = stored(b, 2, 3, 4, 21), stored(b, 2, 1, 1, 21)
+    return [
+        b.add(x, c),
+        b.add(stored(b, 1, 3, 4, 1), x),
+        b.add(x, b.int8_const(21)),
+        b.add(x, b.int8_const(1)),
+        b.add(stored(b, 2, 3, 1, 1), b.input(1, 4, 21)),
+    ]
+
+
+@case
+def sums_with_constants_per_channel(b):
+    x = [stored(b, 1, 3, 2, c) for c in (1, 5, 16, 40, 64, 130)]
+    return [b.add(v, v, channels=v.shape[3]) for v in x] + [b.add(x[3], b.input(1, 1, 1, 40), channels=40)]
+
+
+@case
+def sums_with_wide_multipliers(b):
+    x, y = stored(b, 1, 50), stored(b, 1, 50)
+    return [b.requantize(b.apply(IntSum((70000, -32768)), x, y), 70.0 * 50000)]
+
+
+@case
+def products(b):
+    x, gate = stored(b, 1, 6, 5, 24), stored(b, 1, 1, 1, 24)
+    wide = stored(b, 1, 4, 4, 72)
+    return [
+        b.mul(x, x),
+        b.mul(x, gate),
+        b.mul(stored(b, 1, 6, 5, 1), x),
+        b.mul(wide, b.input(1, 1, 1, 72), channels=72),
+        b.lookup(b.mul(x, b.int8_const(24))),
+    ]
+
+
+@case
+def pointwise(b):
+    x, y = stored(b, 1, 5, 7, 9), b.input(1, 5, 7, 9)
+    return [
+        b.clamp(x),
+        b.clamp(y, -128, 5),
+        b.maximum(x, y),
+        b.minimum(x, b.int8_const(9)),
+        b.maximum(stored(b, 1, 1, 1, 9), y),
+        b.lookup(x),
+        b.lookup(y),
+    ]
+
+
+@case
+def tables_per_channel(b):
+    return [
+        b.lookup(stored(b, 1, 3, 2, 5), per_channel=True),
+        b.lookup(b.input(1, 17), per_channel=True),
+        b.clamp(b.lookup(b.add(stored(b, 2, 6)), per_channel=True)),
+    ]
+
+
+@case
+def values_inside_of_larger_pixels(b):
+    """Operands and results with gaps between their pixels, down to single channels."""
+    x = stored(b, 1, 4, 5, 7)
+    one, two = b.channels(x, 2, 3), b.channels(x, 3, 7)
+    parts = [b.add(one, one, zero_point=1), b.mul(two, one, zero_point=1), b.lookup(b.add(two)), b.max_pool(two, (3, 3), pads=SAME)]
+    return [b.clamp(b.concat(3, parts[0], parts[1], b.add(one, zero_point=1))), parts[2], b.concat(3, parts[3], b.reduce(Reduction.max, x, (3,)))]
+
+
+# --- pooling and reduction ---------------------------------------------------------------------------------------------
+
+
+@case
+def max_pools(b):
+    x = stored(b, 1, 9, 8, 20)
+    return [
+        b.max_pool(x, (2, 2), (2, 2)),
+        b.max_pool(x, (3, 3), (2, 2), SAME),
+        b.max_pool(x, (3, 2), (1, 2), ((1, 0), (0, 1)), (2, 3)),
+        b.max_pool(b.input(2, 5, 5, 3), (3, 3), (1, 1), SAME),
+        b.max_pool(stored(b, 1, 6, 6, 70), (5, 5), (1, 1), ((2, 2), (2, 2))),
+        b.max_pool(stored(b, 1, 1, 12, 4), (1, 3), (1, 2), ((0, 0), (0, 1))),
+    ]
+
+
+@case
+def sum_pools(b):
+    x = stored(b, 1, 9, 8, 20)
+    return [
+        b.sum_pool(x, (2, 2), (2, 2)),
+        b.sum_pool(x, (3, 3), (2, 2), SAME),
+        b.sum_pool(x, (3, 2), (1, 2), ((1, 0), (0, 1)), (2, 3)),
+        b.sum_pool(x, (3, 3), (1, 1), SAME, spatial=True),
+        b.sum_pool(b.input(2, 5, 5, 70), (3, 3), (1, 1), SAME),
+        b.clamp(b.sum_pool(stored(b, 1, 17, 20, 5), (16, 18))),
+    ]
+
+
+@case
+def reduced_sums(b):
+    x = stored(b, 2, 7, 6, 20)
+    return [
+        b.reduce_sum(x, (1, 2)),
+        b.reduce_sum(x, (1, 2), keepdims=False),
+        b.reduce_sum(x, (3,)),
+        b.reduce_sum(x, (0, 1, 2, 3)),
+        b.reduce_sum(x, (2,), keepdims=False),
+        b.reduce_sum(x, (1, 3)),
+        b.reduce_sum(b.input(1, 30, 26, 70), (1, 2)),
+        b.reduce_sum(stored(b, 600, 3), (0,)),
+    ]
+
+
+@case
+def reduced_extremes(b):
+    x = stored(b, 2, 7, 6, 20)
+    axes = ((1, 2), (3,), (0, 1, 2, 3), (0, 2))
+    return [b.reduce(kind, x, a, keepdims) for kind in (Reduction.max, Reduction.min) for a in axes for keepdims in (True, False)]
+
+
+@case
+def argmax(b):
+    x = b.clamp(b.input(2, 5, 4, 21), -3, 3)
+    return [b.argmax(x, a, keepdims, last) for a in (1, 3) for keepdims in (True, False) for last in (True, False)] + [b.argmax(b.inputs[0], 3)]
+
+
+# --- the rest ------------------------------------------------------------------------------------------------------------
+
+
+@case
+def matrix_products(b):
+    shapes = [((3, 5), (5, 7)), ((2, 4, 16), (2, 16, 65)), ((2, 1, 3, 8), (4, 8, 20)), ((1, 1), (1, 130))]
+    return [b.matmul(stored(b, *x), stored(b, *y, zero_point=-9)) for x, y in shapes] + [b.matmul(b.input(3, 9), b.int8_const(9, 33))]
+
+
+@case
+def interpolations(b):
+    return [b.int_resize(stored(b, 2, 4, 5, c), 7, 3) for c in (1, 20, 64)] + [b.int_resize(b.input(1, 3, 3, 5), 6, 6)]
+
+
+@case
+def softmaxes(b):
+    x = stored(b, 2, 3, 40)
+    wide = b.input(1, 1000)
+    return [b.softmax(x, 2), b.softmax(x, 1), b.softmax(wide, 1), b.softmax(b.clamp(wide, -128, -128), 1)]
+
+
+@case
+def logarithms_of_softmax(b):
+    x = stored(b, 3, 50)
+    table = b.const(log_tables(SCALE, 0.02))
+    quant = Quantization.per_tensor(0.02, 100)
+    return [b.apply(IntSoftmax(axis, quantized(x.shape, quant), log=True), x, table) for axis in (0, 1)]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_equal_the_reference(name: str, target: str) -> None:
+    b = Builder(seed=len(name))
+    graph = b.graph(*CASES[name](b))
+    program = KernelProgram(graph, here(target))
+    for _ in range(2):
+        feeds = b.feeds()
+        expected = reference.run(graph, feeds)
+        for output, got in zip(graph.output_names, program.run(feeds), strict=True):
+            np.testing.assert_array_equal(got, expected[output])
