@@ -35,9 +35,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 
 def _unwritable(folder: Path, problem: OSError) -> UsageError:
-    return UsageError(
-        f"cannot write '{folder}': {problem.strerror or problem}; choose a writable folder with room (what was there is unchanged)"
-    )
+    return UsageError(f"cannot write '{folder}': {problem.strerror or problem}; choose a writable folder with room (what was there is unchanged)")
 
 
 def _publish(staging: Path, folder: Path) -> None:

@@ -54,9 +54,9 @@ class Artifact:
     """Further files, by name."""
 
     @classmethod
-    def of_elf(cls, obj: bytes, interface: Interface, target: Target, report: Any = None, certificate: Any = None) -> Artifact:
+    def of_elf(cls, obj: bytes, interface: Interface, target: Target) -> Artifact:
         """From an ELF object alone."""
-        return cls(obj, interface, target, flatten(obj), report, certificate)
+        return cls(obj, interface, target, flatten(obj))
 
 
 def write_artifact(folder: Path | str, artifact: Artifact, share: bool = True) -> Manifest:

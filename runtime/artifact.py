@@ -108,7 +108,7 @@ class Manifest:
         """The inverse; ArtifactError says what is missing or of another kind."""
         try:
             return _manifest(json.loads(text))
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as problem:
             raise ArtifactError(f"{MANIFEST} is damaged: {type(problem).__name__} {problem}") from problem
 
 
@@ -126,7 +126,11 @@ def _manifest(data: dict[str, Any]) -> Manifest:
 
 
 def _tensor(data: dict[str, Any]) -> Tensor:
-    return Tensor(**{**data, "shape": tuple(int(d) for d in data["shape"])})
+    tensor = Tensor(**{**data, "shape": tuple(int(d) for d in data["shape"])})
+    if min(tensor.shape, default=1) < 1:
+        raise ValueError(f"expected positive dimensions, found {tensor.shape}")
+    np.dtype(tensor.dtype), np.dtype(tensor.storage)  # TypeError where there is none
+    return tensor
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
