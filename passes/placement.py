@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from qcompiler.ir.graph import Graph, Value
-from qcompiler.ir.integer import IntConv
-from qcompiler.ir.ops import Concat, Const, Conv, Expand, Pad, PadMode, Reshape, Slice, Tile, Transpose
+from qcompiler.ir.integer import IntConv, IntSumPool
+from qcompiler.ir.ops import Concat, Const, Conv, Expand, Pad, PadMode, Reshape, Slice, Tile, Transpose, window_size
 
 from .layouts import CONSTANT, Buffer, Layout, Space, dense, dense_strides, itemsize
 from .partition import Step, program_inputs, program_outputs
@@ -41,12 +41,23 @@ class Halo:
         return n, self.top + h + self.bottom, self.left + w + self.right, c
 
 
-def needed_halo(op: Conv, x: tuple[int, ...], kernel: tuple[int, ...]) -> Halo:
-    """What a convolution reads outside of an operand of shape `x`: less than its pads where the stride leaves some unread."""
+def needed_halo(op: Conv | IntSumPool, x: tuple[int, ...], kernel: tuple[int, ...]) -> Halo:
+    """What a window reads outside of an operand of shape `x`: less than its pads where the stride leaves some unread."""
     ends = list[tuple[int, int]]()
-    for size, out, k, stride, dilation, (lo, _) in zip(x[1:3], op.spatial(x, kernel), kernel, op.strides, op.dilations, op.pads):
-        ends.append((lo, max(0, (out - 1) * stride + dilation * (k - 1) + 1 - lo - size)))
+    for size, k, stride, pads, dilation in zip(x[1:3], kernel, op.strides, op.pads, op.dilations):
+        last = (window_size(size, k, stride, pads, dilation) - 1) * stride - pads[0] + dilation * (k - 1)
+        ends.append((pads[0], max(0, last + 1 - size)))
     return Halo(*ends[0], *ends[1])
+
+
+def padding_read_by(v: Value) -> Halo:
+    """The halo that `v` reads around its first operand: convolutions and sums over windows take their padding from memory."""
+    match v.op:
+        case IntConv():
+            return needed_halo(v.op, v.inputs[0].shape, v.inputs[1].shape[1:3])
+        case IntSumPool(kernel):
+            return needed_halo(v.op, v.inputs[0].shape, kernel)
+    return Halo()
 
 
 MOVEMENT = (Concat, Reshape, Slice, Transpose, Expand, Tile)
@@ -118,10 +129,9 @@ class Placement:
     def _demand_halos(self) -> None:
         for s in reversed(self.steps):
             self._join(s.result, Halo())
-            if isinstance(s.producer.op, IntConv):
-                x, w = s.producer.inputs[:2]
-                self._join(x, needed_halo(s.producer.op, x.shape, w.shape[1:3]))
-            elif _is_channel_slice(s.result) and s.producer.inputs[0] in self.computed:
+            if s.producer.inputs:
+                self._join(s.producer.inputs[0], padding_read_by(s.producer))
+            if _is_channel_slice(s.result) and s.producer.inputs[0] in self.computed:
                 self._join(s.producer.inputs[0], self.halos[s.result])
 
     def _join(self, v: Value, halo: Halo) -> None:
@@ -192,12 +202,13 @@ class Placement:
         return _is_channel_slice(v) and v.inputs[0] in self.computed
 
     def read(self, v: Value, by: Step) -> Layout:
-        """Where step `by` reads `v`: its layout, or its copy in the arena where a convolution cannot read that."""
+        """Where step `by` reads `v`: its layout, or its copy in the arena where `by` cannot read that."""
         return self.home(v, 1) if self.staged(v, by) else self.layout(v)
 
     def staged(self, v: Value, by: Step) -> bool:
         """Whether `by` reads a copy of `v` in the arena."""
-        return isinstance(by.producer.op, IntConv) and not self.layout(v).in_arena
+        reads_padding = isinstance(by.producer.op, IntConv) or bool(padding_read_by(by.producer))
+        return reads_padding and not self.layout(v).in_arena
 
     # outputs
 

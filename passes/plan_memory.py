@@ -2,8 +2,8 @@
 
 The plan is a flat list of actions for the backend: `Run` a kernel, `Copy` between two layouts, `Fill` with a constant.
 
-- **Halo.** A convolution reads its padding from memory: the buffer of its operand has border rows and columns, as wide as
-  the widest convolution that reads it needs, filled with the zero point before the buffer's first writer. Pooling clips.
+- **Halo.** Convolutions and `IntSumPool` read their padding from memory: the buffer of their operand has border rows and
+  columns, as wide as the widest reader needs, filled with the zero point before the buffer's first writer. `MaxPool` clips.
 - **Parts.** An operand of `Concat` (or of a constant `Pad`) is written by its producer straight into the result's
   buffer, unless it has its own halo that the result cannot share, already lies elsewhere, or is not computed here.
 - **Views.** `Reshape`, `Slice` and a `Transpose` that only moves axes of size 1 address their operand's buffer where

@@ -113,9 +113,9 @@ class Builder:
     def matmul(self, a: Value, b: Value) -> Value:
         return self.requantize(self.apply(IntMatMul(), a, b), 6000.0 * a.shape[-1] ** 0.5)
 
-    def sum_pool(self, x: Value, kernel, strides=(1, 1), pads=((0, 0), (0, 0)), dilations=(1, 1), spatial: bool = False) -> Value:
+    def sum_pool(self, x: Value, kernel, strides=(1, 1), pads=((0, 0), (0, 0)), dilations=(1, 1), spatial: bool = False, **kw) -> Value:
         acc = self.apply(IntSumPool(kernel, strides, pads, dilations), x)
-        return self.requantize(acc, 70.0 * (kernel[0] * kernel[1]) ** 0.5, shape=(*acc.shape[1:3], 1) if spatial else ())
+        return self.requantize(acc, 70.0 * (kernel[0] * kernel[1]) ** 0.5, shape=(*acc.shape[1:3], 1) if spatial else (), **kw)
 
     def max_pool(self, x: Value, kernel, strides=(1, 1), pads=((0, 0), (0, 0)), dilations=(1, 1)) -> Value:
         return self.apply(MaxPool(kernel, strides, pads, dilations), x)

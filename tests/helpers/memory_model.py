@@ -6,13 +6,14 @@ Convolutions read their padding from memory, so a missing halo, an overlap or a 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from qcompiler.backends.reference.operators import compute
 from qcompiler.ir.graph import Value, apply
-from qcompiler.ir.integer import IntConv
+from qcompiler.ir.integer import IntConv, IntSumPool
 from qcompiler.ir.ops import Const, Input
 from qcompiler.passes.layouts import Layout, Space
 from qcompiler.passes.plan_memory import Copy, Fill, Plan, Run
@@ -61,20 +62,21 @@ class MemoryModel:
         step = action.step
         values = {v: self.view(at, v.shape, v).copy() for v, at in zip(step.operands, action.operands, strict=True)}
         for v in step.values:
-            if isinstance(v.op, IntConv):
-                assert action.operands[0].in_arena
-                values[v] = self._conv(v, action.operands[0])
+            if isinstance(v.op, (IntConv, IntSumPool)):
+                assert action.operands[0].in_arena or v.op.pads == ((0, 0), (0, 0))
+                values[v] = self._window(v, action.operands[0])
             else:
                 values[v] = compute(v, [i.op.data if isinstance(i.op, Const) else values[i] for i in v.inputs])
         self.view(action.result, step.result.shape, step.result)[...] = values[step.result]
 
-    def _conv(self, v: Value, at: Layout) -> np.ndarray:
-        """The same convolution without pads over an operand that includes its border as it lies in memory."""
-        x, w, b = v.inputs
-        ends = [(o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(v.shape[1:3], v.op.strides, v.op.dilations, w.shape[1:3])]
+    def _window(self, v: Value, at: Layout) -> np.ndarray:
+        """The same operator without pads over an operand that includes its border as it lies in memory."""
+        x, *constants = v.inputs
+        kernel = constants[0].shape[1:3] if constants else v.op.kernel
+        ends = [(o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(v.shape[1:3], v.op.strides, v.op.dilations, kernel)]
         (top, _), (left, _) = v.op.pads
         shape = (x.shape[0], *ends, x.shape[3])
         memory = self.view(at.moved((0, -top, -left, 0)), shape, x)
-        bare = IntConv(v.op.strides, ((0, 0), (0, 0)), v.op.dilations, v.op.groups)
         operand = apply(Input(x.type.with_shape(*shape)), name="x")
-        return compute(apply(bare, operand, w, b, name=v.name), [memory, w.op.data, b.op.data])
+        bare = apply(replace(v.op, pads=((0, 0), (0, 0))), operand, *constants, name=v.name)
+        return compute(bare, [memory, *(c.op.data for c in constants)])

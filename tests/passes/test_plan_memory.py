@@ -238,6 +238,9 @@ class Growth:
     def op_pool(self, x):
         return self.b.max_pool(x, (1, 1)) if min(x.shape[1:3]) < 2 else self.b.max_pool(x, (2, 2), pads=((0, 1), (0, 1)))
 
+    def op_average(self, x):
+        return self.b.sum_pool(x, (3, 3), pads=SAME, zero_point=0)
+
     def op_gate(self, x):
         return self.b.mul(x, self.b.reduce(Reduction.max, x, (1, 2)), zero_point=0)
 
