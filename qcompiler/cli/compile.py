@@ -38,7 +38,7 @@ SYNTHETIC = (
 @data_option("--calib", "calibration inputs")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="use only the first N calibration samples")
 @image_options
-@click.option("--shape", "shapes", callback=named_shapes, multiple=True, metavar="NAME=N,N", help="fix the free dimensions of an input; may be repeated")
+@click.option("--shape", "shapes", callback=named_shapes, multiple=True, metavar="NAME=N,N", help="fix the shape of an input; may be repeated")
 @click.option("--method", type=click.Choice(list(METHODS)), help="how ranges are chosen [default: the best known for the network]")
 @click.option("--name", default="model", show_default=True, help="prefix of the C functions")
 @click.option("-o", "--output", help="folder of the artifact, or the .onnx file of an ONNX target [default: build/MODEL-TARGET]")
@@ -201,6 +201,15 @@ def written_whole(place: Path, content: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
+def certified(certificate: dict[str, Any] | None) -> str:
+    """The certificate in a few words."""
+    if certificate is None:
+        return "no certificate for this object format"
+    if not certificate["ok"]:
+        return f"NOT PROVEN, {len(certificate['findings'])} findings; see qcompile verify"
+    return f"proven by disassembly of {certificate['instructions']:,} instructions"
+
+
 def show_summary(model: str, facts: dict[str, Any]) -> None:
     """The facts for people, and the next step."""
     place = facts["artifact"]
@@ -213,7 +222,7 @@ def show_summary(model: str, facts: dict[str, Any]) -> None:
         ("layers", f"{facts['layers']}, {facts['macs'] / 1e6:.3g} million multiply-accumulates"),
         ("weights, arena", f"{size(facts['weights_size'])}, {size(facts['arena_size'])}"),
         ("lowest signal to noise", "not measured" if lowest is None else f"{lowest[0]:.1f} dB at {lowest[1]}"),
-        ("integer-only", "no certificate for this object format" if facts["certificate"] is None else "proven by disassembly"),
+        ("integer-only", certified(facts["certificate"])),
     ]
     show_table(place, ["", ""], rows)
     say(f"Next: qcompile verify {place}  |  qcompile bench {place} {model}  |  qcompile inspect {place}")

@@ -160,9 +160,10 @@ def leading(array: Array, wanted: Input, source: str) -> int:
 def read_archive(path: Path, wanted: Sequence[str]) -> dict[str, Array]:
     """The arrays called `wanted`, and of the others just the names."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UsageError(f"'{path}' holds a single array without a name; save it with numpy.savez, keyed by input name")
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise UsageError(f"'{path}' holds a single array without a name; save it with numpy.savez, keyed by input name")
+        with archive:
             return {name: archive[name] if name in wanted else np.empty(0) for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as problem:
         raise UsageError(f"'{path}' cannot be read ({problem}): {KINDS}") from problem

@@ -12,6 +12,7 @@ from qcompiler.errors import UsageError
 from qcompiler.runtime import Manifest
 
 from .artifact import open_graph, open_manifest, report_of
+from .compile import certified
 from .options import json_option
 from .show import say, show_json, show_table, size
 
@@ -118,8 +119,7 @@ def show_whole(facts: dict[str, Any]) -> None:
         show_table("Not done, and why", ["value", "reason"], declined)
     columns = ["value", ">offset", ">bytes", ">first step", ">last step"]
     show_table("Memory", columns, [(b["name"], b["offset"], b["size"], b["first"], b["last"]) for b in facts["memory"]])
-    certified = facts["certificate"] is not None
-    say("Integer-only: " + ("proven by disassembly; qcompile verify proves it again" if certified else "no certificate for this object format"))
+    say(f"Integer-only: {certified(facts['certificate'])}")
 
 
 def show_ends(facts: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ _IMAGES = (
     click.option("--scale", type=float, default=1 / 255, show_default="1/255", help="images: pixels are multiplied by it first"),
     click.option("--color", type=click.Choice(["rgb", "bgr", "gray"]), help="images: order of channels [default: rgb, gray for one channel]"),
     click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="images: order of dimensions [default: from the input's shape]"),
-    click.option("--resize", callback=resizing, metavar="HOW", default="crop", show_default=True, help="images: crop, crop:0.875, stretch or pad to the network's size"),
+    click.option("--resize", callback=resizing, metavar="HOW", default="crop", show_default=True, help="images: crop, crop:0.875, stretch or pad"),
 )
 
 

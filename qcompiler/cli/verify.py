@@ -96,13 +96,10 @@ def check_certificate(artifact: str, manifest: Manifest) -> Check:
         return Check("integer-only", None, "only ELF objects can be certified: compile for linux or android")
     entry = manifest.interface.entry(integer=True)
     certificate = certify(obj, entry)
-    return Check("integer-only", True, summary_of(certificate.as_dict(), entry))
-
-
-def summary_of(certificate: dict[str, Any], entry: str) -> str:
-    """The certificate's figures in one line."""
-    figures = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in certificate.items() if isinstance(v, int) and not isinstance(v, bool))
-    return f"nothing reachable from {entry} is floating point or a foreign call" + (f" ({figures})" if figures else "")
+    if not certificate.ok:
+        return Check("integer-only", False, "; ".join(map(str, certificate.findings[:3])))
+    counted = f"{certificate.instructions:,} instructions in {len(certificate.functions)} functions, {certificate.stack_bytes} bytes of stack"
+    return Check("integer-only", True, f"nothing reachable from {entry} is floating point or leaves the object: {counted}")
 
 
 def check_ranges(artifact: str) -> Check:
