@@ -152,18 +152,18 @@ def _residual_host(v: Value, graph: Graph, declined: Declined) -> Value | None:
     """The operand of addition `v` whose convolution takes the addition into its epilogue: the one computed last."""
     if len(v.inputs) != 2 or graph.only_use(v) is None:
         return None
-    hosts = [x for x, other in (v.inputs, v.inputs[::-1]) if _can_add(x, other, v, graph, declined)]
+    pairs = [(x, other) for x, other in (v.inputs, v.inputs[::-1]) if _is_convolved(x)]
+    problems = {x: _why_not_add(x, other, v, graph) for x, other in pairs}
+    hosts = [x for x, problem in problems.items() if problem is None]
+    if not hosts:
+        for x, problem in problems.items():
+            declined(v, f"addition is not fused into the convolution before {x.name}: {problem}")
     return max(hosts, key=graph.order.index, default=None)
 
 
-def _can_add(x: Value, other: Value, v: Value, graph: Graph, declined: Declined) -> bool:
+def _is_convolved(x: Value) -> bool:
     producer = _host_of(x)
-    if producer is None or not isinstance(producer.op, IntConv):
-        return False
-    problem = _why_not_add(x, other, v, graph)
-    if problem:
-        declined(v, f"addition is not fused into {producer.name}: {problem}")
-    return problem is None
+    return producer is not None and isinstance(producer.op, IntConv)
 
 
 def _why_not_add(x: Value, other: Value, v: Value, graph: Graph) -> str | None:

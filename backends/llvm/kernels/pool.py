@@ -215,8 +215,8 @@ def fold(k: Kernel, taps: Sequence[tuple[int, int]], state: Val, x: Ptr, step: C
         return step(state, x)
     (n, by), inner = taps[0], taps[1:]
     if n <= WRITTEN_OUT:
-        for i in range(n):
-            state = fold(k, inner, state, x + i * by, step)
+        for tap in range(n):
+            state = fold(k, inner, state, x + tap * by, step)
         return state
     with k.loop(n, [state]) as (i, carried):
         carried[0] = fold(k, inner, carried[0], x + i * by, step)
