@@ -16,20 +16,23 @@ from .deduplicate import deduplicate
 from .dense_to_conv import dense_to_conv
 from .fold_affine import fold_affine
 from .fold_constants import fold_constants
+from .hoist_transposes import hoist_transposes
 from .map_unary import map_unary
 from .merge_pads import merge_pads
 from .name_values import name_values
 from .remove_identities import remove_identities
+from .sink_reshapes import sink_reshapes
 from .sink_transposes import sink_transposes
 from .subpixel import subpixel
 
 Pass = Callable[[Graph, Declined | None], Graph]
 
-TIDY: tuple[Pass, ...] = (fold_constants, remove_identities, canonicalize, deduplicate, sink_transposes)
-FOLD: tuple[Pass, ...] = (*TIDY, subpixel, merge_pads, fold_affine)
+TIDY: tuple[Pass, ...] = (fold_constants, remove_identities, canonicalize, deduplicate, sink_reshapes)
+FOLD: tuple[Pass, ...] = (*TIDY, merge_pads, fold_affine)
 
 STAGES: tuple[tuple[Pass, ...], ...] = (
-    TIDY,
+    (*TIDY, subpixel, sink_transposes),
+    (hoist_transposes,),
     FOLD,
     (*FOLD, dense_to_conv),
     (*FOLD, dense_to_conv, affine_to_depthwise),

@@ -1,10 +1,8 @@
 """f(transpose(x)) = transpose(f'(x)): transpositions move toward the outputs, where those of the frontend meet and cancel.
 
-Everything moves one way, so rewriting ends; only next to a graph input is the way up (`hoist_to_input`), and there sinking
-pauses. What is left are layouts that the model's own inputs and outputs demand, and true shuffles.
-
-Reshapes sink through pointwise operators likewise. `transpose -> reshape -> product with constant W` needs no
-transposition at all: the rows of W are permuted instead.
+Everything moves one way, so rewriting ends. What is left are layouts that the model's own inputs and outputs demand, and
+true shuffles. `transpose -> reshape -> product with constant W` needs no transposition at all: the rows of W are permuted
+instead.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ from qcompiler.ir.ops import (
     Dequantize,
     Expand,
     Gather,
-    Input,
     MatMul,
     Op,
     Pad,
@@ -39,7 +36,7 @@ from qcompiler.ir.ops import (
 )
 from qcompiler.ir.pointwise import Binary, Unary
 
-from .axes import Axes, commute, inverse, moves_data, permute_attribute, reshape_constant, reshape_groups
+from .axes import Axes, commute, inverse, moves_data, permute_attribute, reshape_groups
 
 
 def sink_transposes(graph: Graph, declined: Declined | None = None) -> Graph:
@@ -70,7 +67,7 @@ def _shared_perm(v: Value) -> Axes | None:
 
 def _sink_joint(v: Value, op: Op) -> Value | None:
     perm = _shared_perm(v)
-    if perm is None or _rests_on_input(v):
+    if perm is None:
         return None
     before = [_before_transpose(i, perm) for i in v.inputs]
     operands = [i for i in before if i is not None]
@@ -85,11 +82,17 @@ def _before_transpose(y: Value, perm: Axes) -> Value | None:
     back = inverse(perm)
     if not y.shape:
         return y
-    if moves_data(shape, back):
-        if not isinstance(y.op, Const) or y.type.quant is not None:
-            return None
-        return Value(Const(y.op.data.reshape(shape).transpose(back)), (), replace(y.type, shape=tuple(shape[p] for p in back)), y.name)
-    return apply(Reshape(tuple(shape[p] for p in back)), y, name=f"{y.name}.r")
+    if isinstance(y.op, Const) and y.type.quant is None:
+        return transposed_constant(y, back)
+    return None if moves_data(shape, back) else apply(Reshape(tuple(shape[p] for p in back)), y, name=f"{y.name}.r")
+
+
+def transposed_constant(c: Value, perm: Axes) -> Value:
+    """The constant that stands beside a tensor transposed by `perm` as `c` did beside the tensor before."""
+    if not isinstance(c.op, Const):
+        raise ValueError(f"'{c.name}' is no constant")
+    data = c.op.data.reshape((1,) * (len(perm) - len(c.shape)) + c.shape).transpose(perm)
+    return Value(Const(data), (), c.type.with_shape(*data.shape), c.name)
 
 
 def _transposed(v: Value, perm: Axes, op: Op, *operands: Value) -> Value:
@@ -99,7 +102,7 @@ def _transposed(v: Value, perm: Axes, op: Op, *operands: Value) -> Value:
 
 def sink_through_axes(v: Value, sweep: Sweep) -> Value | None:
     """Operators with attributes per axis: the attributes are permuted instead."""
-    if not v.inputs or not isinstance(v.inputs[0].op, Transpose) or _rests_on_input(v):
+    if not v.inputs or not isinstance(v.inputs[0].op, Transpose):
         return None
     perm = v.inputs[0].op.perm
     op = _remap(v, perm)
@@ -154,33 +157,6 @@ def sink_through_reshape(v: Value, sweep: Sweep) -> Value | None:
     return None
 
 
-def sink_reshape(v: Value, sweep: Sweep) -> Value | None:
-    """op(reshape(x)) = reshape(op(x)) for pointwise operators, with constants reshaped, too."""
-    if not v.inputs or not isinstance(v.inputs[0].op, Reshape) or not isinstance(v.op, (Unary, Binary, Cast, Quantize, Dequantize)):
-        return None
-    x = v.inputs[0].inputs[0]
-    if v.shape != v.inputs[0].shape or 0 in v.shape or any(t.quant and t.quant.axis is not None for t in (v.type, x.type)):
-        return None
-    others = [_reshaped_back(y, v.shape, x.shape) for y in v.inputs[1:]]
-    operands = [y for y in others if y is not None]
-    if len(operands) != len(others):
-        return None
-    return apply(Reshape(v.shape), apply(v.op, x, *operands, name=v.name), name=f"{v.name}.r")
-
-
-def _reshaped_back(y: Value, after: Axes, before: Axes) -> Value | None:
-    """What stands beside a tensor of shape `before` as `y` does beside its reshape to `after`: y is reshaped itself, or constant."""
-    match y.op:
-        case Reshape() if y.shape == after and y.inputs[0].shape == before:
-            return y.inputs[0]
-        case Const(data) if y.type.size == 1:
-            return replace(y, op=Const(data.reshape(())), type=y.type.with_shape())
-        case Const(data) if y.type.quant is None:
-            moved = reshape_constant(data, before, after)
-            return Value(Const(moved), (), y.type.with_shape(*moved.shape), y.name)
-    return None
-
-
 def permute_rows(v: Value, sweep: Sweep) -> Value | None:
     """reshape(transpose(x)) @ W = reshape(x) @ permuted W: how a flatten of N, C, H, W meets N, H, W, C."""
     match v:
@@ -202,42 +178,11 @@ def _last_group(before: Axes, after: Axes) -> tuple[Axes, Axes]:
     return groups[-1] if groups else ((), ())
 
 
-def _rests_on_input(v: Value) -> bool:
-    """Whether `v` continues a chain from a transposed graph input that `hoist_to_input` would move a transposition up."""
-    return any(isinstance(i.op, Transpose) and isinstance(i.inputs[0].op, Input) for i in v.inputs) and _on_input_chain(v)
-
-
-def _on_input_chain(v: Value) -> bool:
-    match v:
-        case Value(Input()):
-            return True
-        case Value(Transpose(), (Value(Input()),)):
-            return True
-        case Value(Unary() | Cast() | Pad(), (x,)):
-            return _on_input_chain(x)
-        case Value(Binary(), (x, Value(Const()))) if x.shape == v.shape:
-            return _on_input_chain(x)
-    return False
-
-
-def hoist_to_input(v: Value, sweep: Sweep) -> Value | None:
-    """transpose(op(input)) = op(transpose(input)): preprocessing inside the model is done in the layout that follows it."""
-    match v:
-        case Value(Transpose(perm), (Value(_, (x, *rest)) as u,)) if _on_input_chain(u) and not isinstance(u.op, Transpose) and sweep.single_use(u):
-            up = apply(Transpose(perm), x, name=f"{x.name}.t")
-            others = [c for r in rest if (c := _before_transpose(r, inverse(perm))) is not None]
-            op = replace(u.op, pads=tuple(u.op.pads[p] for p in perm)) if isinstance(u.op, Pad) else u.op
-            return apply(op, up, *others, name=u.name)
-    return None
-
-
 RULES: tuple[Rule, ...] = (
     sink_through_pointwise,
     sink_through_concat,
     sink_through_axes,
     sink_through_argmax,
     sink_through_reshape,
-    sink_reshape,
     permute_rows,
-    hoist_to_input,
 )
