@@ -13,9 +13,16 @@ from qcompiler.ir.ops import Cast, Const, Dequantize, Op, Reshape, Transpose, co
 from qcompiler.ir.types import TensorType
 
 LIMIT = 1 << 31
-"""Bytes of the largest constant: what fits into one ONNX file. A hostile model must not fill the memory."""
+"""Bytes of the largest tensor: what fits into one ONNX file. A hostile model must not fill the memory."""
 
 _MOVES = (Transpose, Reshape, Cast)
+
+
+def limited(v: Value) -> Value:
+    """`v` itself; ValueError where it would take more memory than any real network needs."""
+    if v.type.nbytes > LIMIT:
+        raise ValueError(f"{v.type} would take {v.type.nbytes} bytes, more than {LIMIT}")
+    return v
 
 
 def folded(v: Value) -> Value:
@@ -33,8 +40,6 @@ def folded(v: Value) -> Value:
     known = [a for a in arrays if a is not None]
     if len(known) < len(arrays):
         return v
-    if v.type.nbytes > LIMIT:
-        raise ValueError(f"constant {v.type} would take {v.type.nbytes} bytes, more than {LIMIT}")
     with np.errstate(all="ignore"):
         data = np.asarray(compute(v, known))
     name = v.inputs[0].name if isinstance(v.op, _MOVES) else v.name

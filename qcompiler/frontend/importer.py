@@ -12,12 +12,14 @@ import onnx
 
 from qcompiler.errors import ModelError, QCompilerError, UnsupportedModel
 from qcompiler.frontend.check import check_values
+from qcompiler.frontend.fold import limited
 from qcompiler.frontend.inputs import graph_inputs
 from qcompiler.frontend.load import load_model, opset_of, tensor_array
 from qcompiler.frontend.node import Importer, Node, Unsupported, numpy_dtype
 from qcompiler.frontend.table import IMPORTERS, READS_QUANTIZED
-from qcompiler.ir.graph import Graph, Value
+from qcompiler.ir.graph import Graph, Value, apply
 from qcompiler.ir.ops import Input, constant
+from qcompiler.ir.types import TensorType
 
 _DAMAGE = (ValueError, TypeError, IndexError, KeyError, ArithmeticError, MemoryError)
 """What shape inference, folding and numpy raise for a node whose operands or attributes make no sense."""
@@ -76,7 +78,14 @@ def _add_sources(run: _Import, graph: onnx.GraphProto, shapes: Mapping[str, Sequ
     for sparse in graph.sparse_initializer:
         _report(run, f"initializer '{sparse.values.name}' is sparse; store it densely", [sparse.values.name])
     for name, kind in graph_inputs(graph, shapes).items():
-        run.values[name] = Value(Input(kind), (), kind, name)
+        run.values[name] = _input(name, kind)
+
+
+def _input(name: str, kind: TensorType) -> Value:
+    try:
+        return limited(apply(Input(kind), name=name))
+    except ValueError as e:
+        raise ModelError(f"input '{name}' {e}; give smaller dimensions: --shape") from None
 
 
 def _report(run: _Import, problem: str, names: Iterable[str]) -> None:
@@ -157,8 +166,10 @@ def _import_node(run: _Import, proto: onnx.NodeProto) -> None:
 
 def _results(run: _Import, importer: Importer, proto: onnx.NodeProto) -> list[Value]:
     """The values of the node's outputs, under their ONNX names."""
+    schema = _schema(proto.op_type, run.opset)
+    _check_operands(proto, schema)
     operands = [_known(run.values, name, f"{proto.op_type} '{_label(proto)}'") if name else None for name in proto.input]
-    node = Node(proto.op_type, _label(proto), run.opset, _attributes(proto, run.opset), tuple(proto.output))
+    node = Node(proto.op_type, _label(proto), run.opset, _attributes(proto, schema), tuple(proto.output))
     if proto.op_type not in READS_QUANTIZED and any(v is not None and v.type.quant for v in operands):
         raise Unsupported("computes on quantized integers; put a DequantizeLinear before it")
     answer = importer(node, *operands)
@@ -168,13 +179,20 @@ def _results(run: _Import, importer: Importer, proto: onnx.NodeProto) -> list[Va
     return [v if v in operands else replace(v, name=name) for v, name in zip(results, proto.output)]
 
 
-def _attributes(proto: onnx.NodeProto, opset: int) -> dict[str, Any]:
-    """Given attributes and the schema's defaults. Raises ValueError for operand counts and attributes against the schema."""
-    schema = _schema(proto.op_type, opset)
+def _check_operands(proto: onnx.NodeProto, schema: onnx.defs.OpSchema) -> None:
+    """ValueError for operands against the schema: too few, too many, or a needed one left out."""
     if not schema.min_input <= len(proto.input) <= schema.max_input:
         raise ValueError(f"expected {schema.min_input} to {schema.max_input} operands, found {len(proto.input)}")
+    optional = onnx.defs.OpSchema.FormalParameterOption.Optional
+    for name, operand in zip(proto.input, (*schema.inputs, *schema.inputs[-1:] * len(proto.input))):
+        if not name and operand.option != optional:
+            raise ValueError(f"operand {operand.name} is missing")
     if not proto.output or not proto.output[0]:
         raise ValueError("the first output has no name")
+
+
+def _attributes(proto: onnx.NodeProto, schema: onnx.defs.OpSchema) -> dict[str, Any]:
+    """Given attributes and the schema's defaults. ValueError for one that is missing or of another type."""
     known = schema.attributes
     given = {a.name: a for a in proto.attribute if a.name in known}
     for name, a in given.items():

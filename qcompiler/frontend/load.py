@@ -26,15 +26,13 @@ def load_model(model: str | PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
     Raises UsageError for an unreadable file, ModelError for a damaged one.
     """
     if isinstance(model, onnx.ModelProto):
-        _read_external(model, None)
-        return _inlined(model)
+        return _prepared(model, None)
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(_read_bytes(Path(model)))
     except DecodeError as e:
         raise ModelError(f"'{model}' is no ONNX model, or is damaged: {e}; export it again") from None
-    _read_external(proto, Path(model).resolve().parent)
-    return _inlined(proto)
+    return _prepared(proto, Path(model).resolve().parent)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -42,6 +40,24 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as e:
         raise UsageError(f"cannot read model '{path}': {e.strerror or e}") from None
+
+
+def _prepared(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
+    for name in _names(proto.graph):
+        if isinstance(name, bytes) or any(c < " " for c in name):  # protobuf hands out as bytes what is no UTF-8
+            raise ModelError(f"the name {name!r} is no printable text: the model is damaged; export it again")
+    _read_external(proto, folder)
+    return _inlined(proto)
+
+
+def _names(graph: onnx.GraphProto) -> Iterator[str | bytes]:
+    """Every name that a message may quote."""
+    for named in (*graph.initializer, *graph.input, *graph.output):
+        yield named.name
+    for value in (*graph.input, *graph.output):
+        yield from (d.dim_param for d in value.type.tensor_type.shape.dim)
+    for node in graph.node:
+        yield from (node.op_type, node.domain, node.name, *node.input, *node.output, *(a.name for a in node.attribute))
 
 
 def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from qcompiler.frontend.fold import folded
+from qcompiler.frontend.fold import folded, limited
 from qcompiler.ir.graph import Value, apply
 from qcompiler.ir.ops import Cast, Const, Op, Transpose, const_data, constant
 from qcompiler.ir.types import DType
@@ -86,7 +86,7 @@ class Node:
         """A string attribute that must be one of `choices`."""
         value = self.text(name)
         if value not in choices:
-            raise Unsupported(f"has {name} '{value}'; supported are {', '.join(choices)}")
+            raise Unsupported(f"has {name} {value!r}; supported are {', '.join(choices)}")
         return value
 
     # --- operands ---
@@ -112,8 +112,8 @@ class Node:
     # --- emitting ---
 
     def emit(self, op: Op, *operands: Value) -> Value:
-        """`op` applied to `operands`: typed, and folded where constant."""
-        return folded(apply(op, *operands, name=self._name(op)))
+        """`op` applied to `operands`: typed, and folded where constant. ValueError for a result of absurd size."""
+        return folded(limited(apply(op, *operands, name=self._name(op))))
 
     def constant(self, data: Any, like: Value | None = None) -> Value:
         """A constant; with `like`, of that value's element type."""

@@ -66,6 +66,8 @@ def _band(channels: int, size: int) -> np.ndarray:
     """[C,1,1,C]: row c has 1 / size at channels c - floor((size - 1) / 2) to c + ceil((size - 1) / 2)."""
     if size < 1:
         raise ValueError(f"size {size} must be positive")
+    if channels > 1 << 13:
+        raise Unsupported(f"normalizes over {channels} channels; supported are {1 << 13}")
     distance = np.arange(channels)[None, :] - np.arange(channels)[:, None]
     inside = (distance >= -((size - 1) // 2)) & (distance <= size // 2)
     return (inside / size).reshape(channels, 1, 1, channels)

@@ -14,6 +14,9 @@ from qcompiler.ir.ops import Resize, Transpose
 
 IMPORTERS = Importers()
 
+LONGEST = 1 << 20
+"""An axis that is longer is no image, but an attempt to fill the memory with its table."""
+
 Positions = NDArray[np.float64]
 Taps = tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]
 
@@ -73,8 +76,6 @@ def _lengths(node: Node, shape: tuple[int, ...], scales: Value | None, sizes: Va
             lengths[axis], factors[axis] = length, factor
     else:
         raise ValueError("neither scales nor sizes are given")
-    if any(n < 1 for n in lengths):
-        raise ValueError(f"result would have shape {lengths}")
     return lengths, factors
 
 
@@ -124,6 +125,8 @@ _ROUNDING: Mapping[str, Callable[[Positions], Positions]] = {
 
 def _taps(mode: str, coordinates: str, rounding: str, size: int, length: int, scale: float) -> Taps | None:
     """The table of one axis; None where it changes nothing."""
+    if not 1 <= length < LONGEST:
+        raise ValueError(f"cannot resize an axis to {length}")
     at = _COORDINATES[coordinates](np.arange(length, dtype=np.float64), size, length, scale)
     if mode == "nearest":
         first = np.clip(_ROUNDING[rounding](at), 0, size - 1)
