@@ -77,7 +77,7 @@ def _quant(v: Value) -> Quantization:
 
 def _rule(e: Expression) -> Rule | None:
     same = all(_quant(q) == e.y and q.type.dtype is e.result.type.dtype for q in e.quantized)
-    if same and (is_movement(e.x) or isinstance(e.x.op, pw.Clip)):
+    if same and (is_movement(e.x) or isinstance(e.x.op, pw.Clip)) and not _refused(e.x.op):
         return _movement
     rule, legal = RULES.get(type(e.x.op), (None, lambda _: False))
     return rule if legal(e) else None
@@ -101,6 +101,11 @@ def _integer_bounds(clip: pw.Clip, e: Expression) -> tuple[int, int]:
 
 
 # --- legality -----------------------------------------------------------------------------------------------------------
+
+
+def _refused(op: ops.Op) -> bool:
+    """onnxruntime fuses an integer Pad into the MaxPool behind it, and then refuses pads that reach the kernel's size."""
+    return isinstance(op, ops.MaxPool) and not pads_fit(op)
 
 
 def _conv_legal(e: Expression) -> bool:
@@ -178,7 +183,6 @@ def _average_pool(e: Expression, w: Writer) -> Written:
     op = e.x.op
     assert isinstance(op, ops.AveragePool)
     attributes = pool_attributes(op, op.pads) | {"count_include_pad": int(op.counted_pads == op.pads)}
-    del attributes["dilations"]
     return _unary("QLinearAveragePool", e, w, CHANNELS_FIRST, **attributes)
 
 

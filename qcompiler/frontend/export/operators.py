@@ -170,8 +170,9 @@ def conv_attributes(op: ops.Conv | ops.ConvTranspose, v: Value) -> dict[str, Any
 
 
 def pool_attributes(op: ops._Pool, pads: ops.Pads) -> dict[str, Any]:
-    """Attributes of MaxPool and AveragePool."""
-    return {"kernel_shape": list(op.kernel), "strides": list(op.strides), "pads": flat_pads(pads), "dilations": list(op.dilations)}
+    """Attributes of MaxPool and AveragePool. Dilations of one go unsaid: onnxruntime's quantized pools know no such attribute."""
+    dilations = {} if op.dilations == (1, 1) else {"dilations": list(op.dilations)}
+    return {"kernel_shape": list(op.kernel), "strides": list(op.strides), "pads": flat_pads(pads), **dilations}
 
 
 def pads_fit(op: ops._Pool) -> bool:
@@ -299,7 +300,8 @@ def _limited(w: Writer, x: str, v: Value) -> str:
     """`x` clipped to what fewer bits than the storage type can hold; QuantizeLinear saturates to the storage type only."""
     quant = v.type.quant
     assert quant is not None
-    lo, hi = (float(quant.scale[0]) * (q - quant.zero_point[0]) for q in (quant.qmin, quant.qmax))
+    zero = quant.zero_point[0] - (128 if v.type.dtype is DType.u8 else 0)
+    lo, hi = (float(quant.scale[0]) * (q - zero) for q in (quant.qmin, quant.qmax))
     return clip(w, x, lo, hi, DType.f32, f"{v.name}_limited")
 
 
