@@ -38,13 +38,15 @@ STAGES: tuple[tuple[Pass, ...], ...] = (
     (*FOLD, dense_to_conv, affine_to_depthwise),
     (*FOLD, dense_to_conv, affine_to_depthwise, map_unary),
 )
+FOLDED = 3
+"""The stage after which everything foldable is folded: from here on reasons are final."""
 
 
 def simplify(graph: Graph, declined: Declined | None = None) -> Graph:
     """Run each stage until nothing changes. `declined` learns what was not folded in the end, and why."""
-    for stage in STAGES[:-1]:
-        graph = settle(graph, stage)
-    return name_values(settle(graph, STAGES[-1], declined))
+    for n, stage in enumerate(STAGES):
+        graph = settle(graph, stage, declined if n >= FOLDED else None)
+    return name_values(graph)
 
 
 def settle(graph: Graph, passes: tuple[Pass, ...], declined: Declined | None = None, limit: int = 50) -> Graph:
