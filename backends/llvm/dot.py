@@ -35,7 +35,7 @@ class Dot:
     """Instructions per dot."""
     prepare: int = 0
     """Instructions per x operand besides its load."""
-    scratch: int = 1
+    scratch: int = 2
     """Registers in use besides accumulators and weights."""
 
     def pack(self, w: NDArray[np.int8]) -> NDArray[np.int8]:

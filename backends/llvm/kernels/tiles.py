@@ -74,8 +74,9 @@ def _tiles(p: Problem, blocks: int, count: int) -> Iterator[Segment]:
 
 
 def _unrolled(p: Problem, s: Segment, registers: int) -> Segment:
+    """Unrolled as far as the weights of all groups fit in the registers too: LLVM's scheduler likes to load them all at once."""
     dots = s.rows * s.columns * s.count
-    unroll = max(u for u in range(1, 9) if p.run % u == 0 and (u == 1 or u * dots <= MAX_DOTS))
+    unroll = max(u for u in range(1, 9) if p.run % u == 0 and (u == 1 or (u * dots <= MAX_DOTS and dots + (u - 1) * s.count <= registers)))
     chains = max(c for c in range(1, unroll + 1) if c == 1 or (c * dots <= registers and (c - 1) * dots < 2 * LATENCY))
     return replace(s, unroll=unroll, chains=chains)
 
