@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qcompiler.ir.graph import Value
 from qcompiler.ir.interpret import compute
@@ -44,6 +45,14 @@ def folded(v: Value) -> Value:
         data = np.asarray(compute(v, known))
     name = v.inputs[0].name if isinstance(v.op, _MOVES) else v.name
     return Value(Const(data, v.type), (), v.type, name)
+
+
+def known_array(v: Value) -> NDArray[np.generic] | None:
+    """What `v` is, where that is known now: a constant, or a dequantized one; else None."""
+    operands = [const_data(i) for i in v.inputs]
+    if isinstance(v.op, Dequantize) and operands[0] is not None:
+        return np.asarray(compute(v, operands))
+    return const_data(v)
 
 
 def _inside_dequantize(v: Value) -> Value | None:

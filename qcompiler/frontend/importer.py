@@ -170,8 +170,7 @@ def _results(run: _Import, importer: Importer, proto: onnx.NodeProto) -> list[Va
     _check_operands(proto, schema)
     operands = [_known(run.values, name, f"{proto.op_type} '{_label(proto)}'") if name else None for name in proto.input]
     node = Node(proto.op_type, _label(proto), run.opset, _attributes(proto, schema), tuple(proto.output))
-    if proto.op_type not in READS_QUANTIZED and any(v is not None and v.type.quant for v in operands):
-        raise Unsupported("computes on quantized integers; put a DequantizeLinear before it")
+    _check_quantized(proto.op_type, operands)
     answer = importer(node, *operands)
     results = [answer] if isinstance(answer, Value) else list(answer)
     if any(proto.output[len(results) :]):
@@ -179,12 +178,22 @@ def _results(run: _Import, importer: Importer, proto: onnx.NodeProto) -> list[Va
     return [v if v in operands else replace(v, name=name) for v, name in zip(results, proto.output)]
 
 
+def _check_quantized(op: str, operands: Sequence[Value | None]) -> None:
+    """Unsupported where the node computes on what a QuantizeLinear made, or moves it across an axis that has scales."""
+    for quant in (v.type.quant for v in operands if v is not None and v.type.quant is not None):
+        if op not in READS_QUANTIZED:
+            raise Unsupported("computes on quantized integers; put a DequantizeLinear before it")
+        if quant.axis is not None and op not in ("DequantizeLinear", "Transpose", "Identity", "Dropout", "Shape", "Size"):
+            raise Unsupported("moves integers with scales per axis; put a DequantizeLinear before it")
+
+
 def _check_operands(proto: onnx.NodeProto, schema: onnx.defs.OpSchema) -> None:
     """ValueError for operands against the schema: too few, too many, or a needed one left out."""
     if not schema.min_input <= len(proto.input) <= schema.max_input:
         raise ValueError(f"expected {schema.min_input} to {schema.max_input} operands, found {len(proto.input)}")
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
-    for name, operand in zip(proto.input, (*schema.inputs, *schema.inputs[-1:] * len(proto.input))):
+    for index, name in enumerate(proto.input):
+        operand = schema.inputs[min(index, len(schema.inputs) - 1)]
         if not name and operand.option != optional:
             raise ValueError(f"operand {operand.name} is missing")
     if not proto.output or not proto.output[0]:

@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from qcompiler.frontend.fold import folded, limited
+from qcompiler.frontend.fold import folded, known_array, limited
 from qcompiler.ir.graph import Value, apply
-from qcompiler.ir.ops import Cast, Const, Op, Transpose, const_data, constant
+from qcompiler.ir.ops import Cast, Const, Op, Transpose, constant
 from qcompiler.ir.types import DType
 
 Importer = Callable[..., "Value | Sequence[Value]"]
@@ -93,7 +93,7 @@ class Node:
 
     def static(self, v: Value, role: str) -> NDArray[Any]:
         """The array of an operand that must be known at compile time."""
-        data = const_data(v)
+        data = known_array(v)
         if data is None:
             raise Unsupported(f"has {role} '{v.name}' computed at run time; it must be a constant")
         return data

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from functools import reduce
 
+from qcompiler.frontend.fold import known_array
 from qcompiler.frontend.node import Importer, Importers, Node, numpy_dtype
 from qcompiler.ir import ops
 from qcompiler.ir import pointwise as pw
 from qcompiler.ir.graph import Value
-from qcompiler.ir.ops import Op, const_data
+from qcompiler.ir.ops import Op
 from qcompiler.ir.types import DType
 
 IMPORTERS = Importers()
@@ -143,14 +144,14 @@ def clip(node: Node, x: Value, lo: Value | None = None, hi: Value | None = None)
     lower, upper = _bound(node, "min", lo, -math.inf), _bound(node, "max", hi, math.inf)
     if lower != -math.inf or upper != math.inf:
         x = node.emit(pw.Clip(lower, upper), x)
-    if lo is not None and const_data(lo) is None:
+    if lo is not None and known_array(lo) is None:
         x = node.emit(pw.Max(), x, lo)
-    return node.emit(pw.Min(), x, hi) if hi is not None and const_data(hi) is None else x
+    return node.emit(pw.Min(), x, hi) if hi is not None and known_array(hi) is None else x
 
 
 def _bound(node: Node, name: str, operand: Value | None, open_end: float) -> float:
     """A bound known now; `open_end` where there is none, or where it is known only at run time."""
-    data = None if operand is None else const_data(operand)
+    data = None if operand is None else known_array(operand)
     if data is not None:
         return float(data.reshape(-1)[0])
     limit = 3.4e38  # the default of the attributes is the greatest float32

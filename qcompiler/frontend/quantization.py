@@ -78,7 +78,7 @@ def _quantization(node: Node, scale: Value, zero: Value | None, dtype: DType, x:
     storage = _storage(dtype)
     scales = node.static(scale, "scale").astype(np.float32)
     zeros = np.zeros(scales.shape, np.int64) if zero is None else node.static(zero, "zero point").astype(np.int64)
-    if scales.shape != zeros.shape or scales.ndim > 1 or not scales.size:
+    if scales.size != zeros.size or scales.ndim > 1 or zeros.ndim > 1 or not scales.size:
         raise ValueError(f"scale {scale.type} and zero point of shape {zeros.shape} must be one number, or one list of equal length")
     if not (np.isfinite(scales) & (scales > 0)).all():
         raise ValueError(f"scale '{scale.name}' must be positive and finite")
