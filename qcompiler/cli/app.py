@@ -119,7 +119,7 @@ def nearest(name: str, names: Sequence[str]) -> str:
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
-@click.group(cls=Commands, invoke_without_command=True, help=INTRODUCTION, context_settings=SETTINGS)
+@click.group("qcompile", cls=Commands, invoke_without_command=True, help=INTRODUCTION, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="qcompile")
 @click.pass_context
 def cli(ctx: click.Context) -> None:

@@ -168,6 +168,7 @@ def described(program: Program, place: Path) -> dict[str, Any]:
         "artifact": str(place),
         "target": program.target.name,
         "os": program.target.os,
+        "runs_here": program.target.runs_here and program.elf is not None,
         "layers": len(report.layers),
         "macs": report.macs,
         "weights_size": program.interface.weights_size,
@@ -225,4 +226,5 @@ def show_summary(model: str, facts: dict[str, Any]) -> None:
         ("integer-only", certified(facts["certificate"])),
     ]
     show_table(place, ["", ""], rows)
-    say(f"Next: qcompile verify {place}  |  qcompile bench {place} {model}  |  qcompile inspect {place}")
+    bench = f"  |  qcompile bench {place} {model}" if facts["runs_here"] else ""
+    say(f"Next: qcompile verify {place}  |  qcompile inspect {place}{bench}")

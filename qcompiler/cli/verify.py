@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.errors import QCompilerError
-from qcompiler.runtime import Manifest, RuntimeFailure, damaged_files
+from qcompiler.runtime import ArtifactError, MachineError, Manifest, RuntimeFailure, damaged_files
 
 from .artifact import inputs_of, open_graph, open_manifest, open_program
 from .data import Batch, Dataset, first
@@ -118,7 +118,11 @@ def check_bits(artifact: str, manifest: Manifest, samples: Dataset, quiet: bool)
     """Program against reference, every output of every sample."""
     from qcompiler.api import reference_run
 
-    graph, program, count = open_graph(artifact), open_program(artifact), 0
+    try:
+        program = open_program(artifact)
+    except (ArtifactError, MachineError) as problem:
+        return Check("bit-exact", None, str(problem))
+    graph, count = open_graph(artifact), 0
     with progress("comparing", samples.count, quiet) as advance:
         for count, batch in enumerate(samples.batches(), 1):
             found, expected = program.run(batch.feeds), reference_run(graph, batch.feeds)

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from command_line import Run, invoke
 
 MODELS = Path(__file__).parents[2] / "models"
-Run = Callable[..., Result]
-
-
-def invoke(*args: object) -> Result:
-    from qcompiler.cli.app import cli
-
-    return CliRunner().invoke(cli, [str(a) for a in args])
 
 
 @pytest.fixture(scope="session")

@@ -187,7 +187,9 @@ def test_gray_is_taken_from_the_shape(tmp_path: Path) -> None:
     assert np.array_equal(found[0, 0], PIXELS[..., 0])
 
 
-@pytest.mark.parametrize(("resize", "fraction", "columns"), [("crop", 1.0, slice(1, 7)), ("crop", 0.5, None), ("stretch", 1.0, None), ("pad", 1.0, None)])
+@pytest.mark.parametrize(
+    ("resize", "fraction", "columns"), [("crop", 1.0, slice(1, 7)), ("crop", 0.5, None), ("stretch", 1.0, None), ("pad", 1.0, None)]
+)
 def test_resizing_gives_the_size(tmp_path: Path, resize: str, fraction: float, columns: slice | None) -> None:
     how = Preprocessing(scale=1, resize=resize, fraction=fraction)
     found = gathered(from_folder(folder(tmp_path, ["a.png"]), image_input(1, 6, 6, 3), None, how))
@@ -213,7 +215,8 @@ def test_images_are_sorted_and_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "expected"), [(["cat/1.png", "dog/1.png", "dog/2.png"], [0, 1, 1]), (["10/a.png", "3/a.png"], [10, 3]), (["1/a.png", "b/a.png"], [0, 1])]
+    ("names", "expected"),
+    [(["cat/1.png", "dog/1.png", "dog/2.png"], [0, 1, 1]), (["10/a.png", "3/a.png"], [10, 3]), (["1/a.png", "b/a.png"], [0, 1])],
 )
 def test_subfolders_are_classes(tmp_path: Path, names: list[str], expected: list[int]) -> None:
     data = from_folder(folder(tmp_path, names), image_input(1, 3, 6, 8), "folders", PLAIN)
