@@ -34,7 +34,7 @@ class Instruction:
         return f"{self.mnemonic} {self.operands}".strip()
 
 
-def disassemble(arch: str, code: bytes, address: int) -> Iterator[Instruction]:
+def disassemble(arch: str, code: bytes | bytearray, address: int) -> Iterator[Instruction]:
     """All instructions of `code`, which lies at `address`; on x86 nothing can be said after an unknown one."""
     decoder: Any = capstone.Cs(*_MODES[arch])
     end, start = address + len(code), address
@@ -47,7 +47,7 @@ def disassemble(arch: str, code: bytes, address: int) -> Iterator[Instruction]:
             address = found.end
 
 
-def _undecoded(arch: str, code: bytes, address: int) -> Instruction:
+def _undecoded(arch: str, code: bytes | bytearray, address: int) -> Instruction:
     """What capstone stopped at."""
     if arch == "aarch64":
         return Instruction(address, min(4, len(code)), UNKNOWN, code[:4].hex())
@@ -67,7 +67,7 @@ _VEX_DOT = {
 }
 
 
-def _vex_dot(code: bytes, address: int) -> Instruction | None:
+def _vex_dot(code: bytes | bytearray, address: int) -> Instruction | None:
     """A dot product in three-byte VEX encoding: C4, RXB and map, W vvvv L pp, opcode, ModR/M ..."""
     if len(code) < 5 or code[0] != 0xC4 or code[1] & 0x1F != 2 or code[2] & 0x80:
         return None
@@ -76,7 +76,7 @@ def _vex_dot(code: bytes, address: int) -> Instruction | None:
     return None if name is None or size > len(code) else Instruction(address, size, name, code[:size].hex())
 
 
-def _operand_bytes(code: bytes) -> int:
+def _operand_bytes(code: bytes | bytearray) -> int:
     """Length of ModR/M, SIB and displacement."""
     mode, base = code[0] >> 6, code[0] & 7
     if mode == 3:

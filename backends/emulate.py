@@ -88,7 +88,7 @@ class UnicornExecutor:
         self._cpu.mem_map(RETURN, PAGE, READ | EXECUTE)
 
     @classmethod
-    def of_image(cls, image: bytes, entries: Mapping[str, int], arch: str) -> UnicornExecutor:
+    def of_image(cls, image: bytes | bytearray, entries: Mapping[str, int], arch: str) -> UnicornExecutor:
         """An image in memory."""
         return cls(np.frombuffer(image, np.uint8), entries, arch)
 

@@ -61,7 +61,7 @@ class Image:
     """A flat image: its bytes, the size of the code at its start and the functions in it."""
 
     arch: str
-    data: bytes
+    data: bytes | bytearray
     code_size: int
     functions: tuple[Function, ...]
     entries: dict[str, int]
@@ -87,12 +87,12 @@ def lay_out(obj: bytes) -> Image:
     places, code_size, size = _place_sections(elf)
     data = bytearray(size)
     for index, offset in places.items():
-        content = elf.get_section(index)
-        if content["sh_type"] != "SHT_NOBITS":
-            data[offset : offset + content["sh_size"]] = content.data()
+        section = elf.get_section(index)
+        if section["sh_type"] != "SHT_NOBITS":
+            data[offset : offset + section["sh_size"]] = memoryview(obj)[section["sh_offset"] :][: section["sh_size"]]
     problems = [*_writable_data(elf), *_relocate(elf, arch, places, data)]
     functions = tuple(sorted(_functions(elf, places), key=lambda f: f.offset))
-    return Image(arch, bytes(data), code_size, functions, _entries(elf, places), tuple(problems))
+    return Image(arch, data, code_size, functions, _entries(elf, places), tuple(problems))
 
 
 def _place_sections(elf: ELFFile) -> tuple[dict[int, int], int, int]:

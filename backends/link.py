@@ -12,7 +12,8 @@ from shutil import which
 from qcompiler.runtime.artifact import Platform
 from qcompiler.runtime.cpu import machine_arch
 
-_ELF_FLAGS = ("-Bsymbolic", "-znoexecstack", "--build-id=none", "-zmax-page-size=16384")
+_ELF_FLAGS = ("-Bsymbolic", "-znoexecstack", "--build-id=none")
+_PAGES = "-zmax-page-size=16384"  # Android 15 and later; zig aligns to 64 KiB by itself
 _HOST_OS = {"darwin": "macos", "win32": "windows"}.get(sys.platform, "linux")
 _ZIG_OS = {"linux": "linux-gnu", "android": "linux-none", "macos": "macos-none", "windows": "windows-gnu"}
 TIMEOUT = 600
@@ -40,9 +41,9 @@ def linkers(target: Platform) -> Iterator[list[str]]:
     """Commands that link a shared library for `target`, the likeliest first, without output and input."""
     for compiler in _compilers(target):
         if path := which(compiler):
-            yield [path, *_flags(target)]
+            yield [path, *_flags(target), *([f"-Wl,{_PAGES}"] if target.os == "linux" else [])]
     if target.os in ("linux", "android") and (path := which("ld.lld")):
-        yield [path, "-shared", *_ELF_FLAGS]
+        yield [path, "-shared", *_ELF_FLAGS, _PAGES]
     if zig := _zig():
         yield [*zig, "cc", "-target", f"{target.arch}-{_ZIG_OS.get(target.os, target.os)}", *_flags(target)]
 
@@ -58,7 +59,7 @@ def _flags(target: Platform) -> list[str]:
     if target.os == "macos":
         arch = {"aarch64": "arm64"}.get(target.arch, target.arch)
         return ["-dynamiclib", "-nostdlib", *(["-arch", arch] if _HOST_OS == "macos" else [])]
-    return ["-shared", "-nostdlib", *(() if target.os == "windows" else (f"-Wl,{f}" for f in _ELF_FLAGS))]
+    return ["-shared", "-nostdlib", *(f"-Wl,{f}" for f in (("--no-entry",) if target.os == "windows" else _ELF_FLAGS))]
 
 
 def _zig() -> list[str] | None:

@@ -102,7 +102,7 @@ def object_names(os: str) -> tuple[str, str]:
     return _OBJECTS.get(os, ("model.o", "model.a"))
 
 
-def _files(artifact: Artifact) -> Iterator[tuple[str, bytes]]:
+def _files(artifact: Artifact) -> Iterator[tuple[str, bytes | bytearray]]:
     interface, target = artifact.interface, artifact.target
     obj, library = object_names(target.os)
     underscore = "_" if target.os == "macos" else ""

@@ -50,7 +50,7 @@ class NativeExecutor:
         return cls({name: code.ctypes.data + offset for name, offset in entries.items()}, code)
 
     @classmethod
-    def of_image(cls, image: bytes, entries: Mapping[str, int]) -> NativeExecutor:
+    def of_image(cls, image: bytes | bytearray, entries: Mapping[str, int]) -> NativeExecutor:
         """An image in memory."""
         return cls.of_code(map_bytes(image), entries)
 

@@ -34,7 +34,7 @@ def map_file(path: Path) -> Code:
         raise ArtifactError(f"cannot read the image '{path}': {problem}") from problem
 
 
-def map_bytes(image: bytes) -> Code:
+def map_bytes(image: bytes | bytearray) -> Code:
     """An image in memory, executable."""
     if _copies():
         return _copy_executable(image)
@@ -65,12 +65,12 @@ def _copies() -> bool:
     return sys.platform == "win32" or (sys.platform == "darwin" and platform.machine() == "arm64")
 
 
-def _copy_executable(image: bytes) -> Code:
+def _copy_executable(image: bytes | bytearray) -> Code:
     address = _windows_memory(image) if sys.platform == "win32" else _apple_memory(image)
     return np.ctypeslib.as_array((ctypes.c_uint8 * len(image)).from_address(address))
 
 
-def _windows_memory(image: bytes) -> int:
+def _windows_memory(image: bytes | bytearray) -> int:
     """VirtualAlloc read-write, copy, VirtualProtect execute-read; freed with the process."""
     kernel: Any = ctypes.windll.kernel32  # type: ignore[attr-defined,unused-ignore]
     kernel.VirtualAlloc.restype = ctypes.c_void_p
@@ -78,13 +78,13 @@ def _windows_memory(image: bytes) -> int:
     address = kernel.VirtualAlloc(None, ctypes.c_size_t(len(image)), 0x3000, 0x04)  # MEM_COMMIT | MEM_RESERVE, PAGE_READWRITE
     if not address:
         raise MachineError(f"no memory for an image of {len(image)} bytes")
-    ctypes.memmove(address, image, len(image))
+    ctypes.memmove(address, bytes(image), len(image))
     if not kernel.VirtualProtect(address, len(image), 0x20, ctypes.byref(ctypes.c_ulong())):  # PAGE_EXECUTE_READ
         raise MachineError(f"{FORBIDDEN}; {REMEDY}")
     return int(address)
 
 
-def _apple_memory(image: bytes) -> int:
+def _apple_memory(image: bytes | bytearray) -> int:
     """MAP_JIT memory (Apple: "Porting just-in-time compilers to Apple silicon"); freed with the process."""
     libc: Any = ctypes.CDLL(None)
     libc.mmap.restype = ctypes.c_void_p
@@ -93,7 +93,7 @@ def _apple_memory(image: bytes) -> int:
     if address in (None, ctypes.c_void_p(-1).value):
         raise MachineError(f"{FORBIDDEN}; {REMEDY}")
     libc.pthread_jit_write_protect_np(0)
-    ctypes.memmove(address, image, len(image))
+    ctypes.memmove(address, bytes(image), len(image))
     libc.pthread_jit_write_protect_np(1)
     libc.sys_icache_invalidate(ctypes.c_void_p(address), ctypes.c_size_t(len(image)))
     return int(address)

@@ -26,7 +26,7 @@ class Program:
         self._arenas = ArenaPool(interface.arena_size)
 
     @classmethod
-    def of_image(cls, interface: Interface, image: bytes, entries: Mapping[str, int]) -> Program:
+    def of_image(cls, interface: Interface, image: bytes | bytearray, entries: Mapping[str, int]) -> Program:
         """From the bytes of a flat image for this machine."""
         return cls(interface, NativeExecutor.of_image(image, entries))
 
