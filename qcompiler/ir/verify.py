@@ -11,6 +11,7 @@ from enum import Enum
 from itertools import chain, repeat
 
 from qcompiler.errors import ProofError
+
 from . import integer, ops, pointwise
 from .graph import Graph, Value
 from .ops import Op

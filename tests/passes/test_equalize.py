@@ -62,7 +62,7 @@ def test_dead_channels_are_left_and_factors_bounded():
     second = b.conv(first, 4)
     second.inputs[1].op.data[..., 2] = 0.0
     after = equalize(graph_of(second))
-    a, c = convolutions(after)
+    a, _ = convolutions(after)
     assert np.array_equal(a.inputs[1].op.data[0], first.inputs[1].op.data[0])
     assert np.array_equal(a.inputs[1].op.data[2], first.inputs[1].op.data[2])
     np.testing.assert_allclose(a.inputs[1].op.data[1], first.inputs[1].op.data[1] / BOUND, rtol=1e-6)

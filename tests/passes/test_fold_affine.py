@@ -62,7 +62,9 @@ def test_a_number_moves_the_bounds_of_a_clip():
     assert_same(graph_of(y), folded)
 
 
-@pytest.mark.parametrize("op", [LeakyRelu(0.1), MaxPool((2, 2)), AveragePool((2, 2), pads=PADDED, counted_pads=PADDED), Pad(((0, 0), (1, 0), (0, 2), (0, 0)))])
+@pytest.mark.parametrize(
+    "op", [LeakyRelu(0.1), MaxPool((2, 2)), AveragePool((2, 2), pads=PADDED, counted_pads=PADDED), Pad(((0, 0), (1, 0), (0, 2), (0, 0)))]
+)
 def test_a_positive_scale_passes(op):
     b = Build()
     y = b.op(Mul(), b.op(op, b.conv(b.input(1, 5, 5, 3), 6)), b.const(6, low=0.5, high=2.0))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from float_graphs import TO_FIRST, Build, assert_same, census, graph_of
+from float_graphs import Build, assert_same, census, graph_of
 
 from qcompiler.frontend import import_model
 from qcompiler.ir.graph import Declined, Graph, Value, substitute
@@ -15,7 +15,7 @@ from qcompiler.ir.ops import Concat, Const, Input, MatMul, MaxPool, Reduce, Redu
 from qcompiler.ir.pointwise import Add, Clip, Mul, Sigmoid
 from qcompiler.ir.text import to_text
 from qcompiler.ir.verify import Stage, verify
-from qcompiler.passes.simplify import STAGES, settle, simplify
+from qcompiler.passes.simplify import settle, simplify
 
 ZOO = Path(__file__).parents[3] / "shared" / "zoo"
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
@@ -140,8 +140,3 @@ def test_passes_that_undo_each_other_are_noticed():
 
     with pytest.raises(RuntimeError, match="did not settle after 50 rounds: .*renewed"):
         settle(graph, (renewed,))
-
-
-def test_stages_grow():
-    assert all(set(a) <= set(c) for a, c in zip(STAGES[2:], STAGES[3:]))
-    assert TO_FIRST == (0, 3, 1, 2)

@@ -236,7 +236,3 @@ def test_simplifying_twice_is_simplifying_once():
     assert simplify(once) is once
     feeds = feeds_for(once)
     assert np.isfinite(evaluate(once, feeds)[once.outputs[0]]).all()
-
-
-
-
