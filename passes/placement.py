@@ -147,7 +147,7 @@ class Placement:
 
     def _may_be_part(self, x: Value, whole: Value) -> bool:
         """Whether the producer of `x` may write it straight into the buffer of `whole`."""
-        if x in self.part_of or x not in self.computed or _is_view_op(x):
+        if x in self.part_of or x not in self.computed or isinstance(x.op, Slice):
             return False
         return not self.halos[x] or all(_joins_channels(w) for w in (whole, *self._wholes(whole)))
 
@@ -173,9 +173,9 @@ class Placement:
         if v in self.part_of:
             whole, index = self.part_of[v]
             return self.layout(whole).moved(index)
-        view = self.view(v)
-        if view is not None:
-            return view
+        found = self.view(v) or self._within_its_reader(v)
+        if found is not None:
+            return found
         output = self._output_written_by(v)
         return self.home(v) if output is None else dense(v.type, Buffer(Space.output, output))
 
@@ -197,6 +197,27 @@ class Placement:
         base, size = self.layout(x), itemsize(v.type)
         found = base.sliced(v.op) if isinstance(v.op, Slice) else base.reshaped(x.shape, v.shape, size)
         return _with_unit_stride(found, v.shape, size)
+
+    def _within_its_reader(self, v: Value) -> Layout | None:
+        """The layout of `v` within the buffer of the value that is `v` reshaped and lies elsewhere (it has a halo, or is a part):
+        then the producer of `v` writes there. None where strides cannot say it, or others read `v`."""
+        chain = self._reshapes(v)
+        if not chain or self.halos[v] or _is_view_op(v):
+            return None
+        *between, last = chain
+        size = itemsize(v.type)
+        found = _with_unit_stride(self.layout(last).reshaped(last.shape, v.shape, size), v.shape, size)
+        return found if found and all(found.reshaped(v.shape, u.shape, size) for u in between) else None
+
+    def _reshapes(self, v: Value) -> list[Value]:
+        """`v` reshaped by its only reader, and so on, up to a value that has a halo or is a part; empty if there is none."""
+        chain = list[Value]()
+        while len(readers := self.readers.get(v, ())) == 1 and v not in self.outputs and _keeps_order(readers[0].producer):
+            v = readers[0].producer
+            chain.append(v)
+            if self.halos[v] or v in self.part_of:
+                return chain
+        return []
 
     def _shares_halo(self, v: Value) -> bool:
         return _is_channel_slice(v) and v.inputs[0] in self.computed
@@ -220,7 +241,7 @@ class Placement:
 
     def _origin(self, v: Value) -> Value:
         """The value of which `v` is a reshaped view."""
-        while _keeps_order(v) and not self.halos[v]:
+        while _keeps_order(v) and not self.halos[v] and v not in self.part_of:
             v = v.inputs[0]
         return v
 

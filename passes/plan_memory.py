@@ -6,6 +6,7 @@ The plan is a flat list of actions for the backend: `Run` a kernel, `Copy` betwe
   columns, as wide as the widest reader needs, filled with the zero point before the buffer's first writer. `MaxPool` clips.
 - **Parts.** An operand of `Concat` (or of a constant `Pad`) is written by its producer straight into the result's
   buffer, unless it has its own halo that the result cannot share, already lies elsewhere, or is not computed here.
+  A value that is only read to be reshaped into a part, or into a value with a halo, is written there too.
 - **Views.** `Reshape`, `Slice` and a `Transpose` that only moves axes of size 1 address their operand's buffer where
   strides can say it. A slice of channels shares its operand's halo.
 - **Movement.** What is left of `Concat`, `Pad`, `Reshape`, `Slice`, `Transpose`, `Expand` and `Tile` are copies.

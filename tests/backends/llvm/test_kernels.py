@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
 from integer_graphs import SCALE, Builder
 from kernel_program import KernelProgram, here
+from random_graphs import random_graphs
 
 from qcompiler.backends import reference
 from qcompiler.backends.llvm.target import TARGETS
@@ -288,3 +290,14 @@ def test_kernels_equal_the_reference(name: str, target: str) -> None:
         expected = reference.run(graph, feeds)
         for output, got in zip(graph.output_names, program.run(feeds), strict=True):
             np.testing.assert_array_equal(got, expected[output])
+
+
+@pytest.mark.parametrize("target", ["x86-64-avx512vnni", "arm64-dotprod"])
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(random_graphs())
+def test_random_graphs_equal_the_reference(target: str, grown: tuple[Builder, Outputs]) -> None:
+    b, outputs = grown
+    graph, feeds = b.graph(*outputs), b.feeds()
+    expected = reference.run(graph, feeds)
+    for name, got in zip(graph.output_names, KernelProgram(graph, here(target)).run(feeds), strict=True):
+        np.testing.assert_array_equal(got, expected[name])
