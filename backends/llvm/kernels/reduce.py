@@ -2,17 +2,20 @@
 
     IntReduceSum   acc = sum (x - z) = sum x - n z
 
-The kept axes are a `Nest`, vectorized along the last of them; the reduced ones are taps, as in pooling.
+The kept axes are a `Nest`, vectorized along the last of them; the reduced ones are taps, as in pooling. Where the reduced
+ones end in a row of consecutive bytes, registers run along it instead and are combined across their lanes at its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
 
+from qcompiler.backends.llvm import instrs
 from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val
 from qcompiler.backends.llvm.epilogue import Epilogue, Sources, describe
 from qcompiler.backends.llvm.launch import Launch
@@ -38,6 +41,11 @@ class ReduceConfig:
     spaces: tuple[Space, Space]
     kind: Reduction
     epilogue: Epilogue | None = None
+
+    @property
+    def along_row(self) -> bool:
+        """Whether rows have one result, and the reduced elements come in runs of consecutive bytes."""
+        return self.nest.n == 1 and bool(self.taps) and self.taps[-1][1] == 1
 
 
 def split_axes(axes: tuple[int, ...], keepdims: bool, x: Operand, y: Operand) -> tuple[tuple[int, ...], tuple[Strides, Strides], Taps]:
@@ -71,7 +79,8 @@ def emit_reduce_sum(k: Kernel, c: ReduceConfig) -> None:
     with c.nest.rows(k, [x, y]) as (source, out):
 
         def body(start: Index | int, nbytes: int, block: Ptr) -> None:
-            acc = epilogue.initial(k, block, 4) + sum_window(k, c.taps, source + start, nbytes, c.spaces[0])
+            window = sum_row(k, c, source) if c.along_row else sum_window(k, c.taps, source + start, nbytes, c.spaces[0])
+            acc = epilogue.initial(k, block, 4) + window
             store_row(k, out + start, epilogue.apply(k, acc, block, 4, Sources(tables=tables)), nbytes, c.spaces[1])
 
         for_constants(k, c.nest.n, epilogue, constants, body)
@@ -90,13 +99,60 @@ def emit_reduce(k: Kernel, c: ReduceConfig) -> None:
     """The body of a function of ("x", "y")."""
     combine = Val.maximum if c.kind is Reduction.max else Val.minimum
     first = k.splat(-128 if c.kind is Reduction.max else 127, 8)
+
+    def column(x: Ptr, nbytes: int) -> Val:
+        return fold(k, c.taps, first, x, lambda acc, p: combine(acc, load_row(k, p, nbytes, c.spaces[0])))
+
     with c.nest.rows(k, k.parameters) as (source, out):
 
         def body(start: Index | int, nbytes: int) -> None:
-            best = fold(k, c.taps, first, source + start, lambda acc, p: combine(acc, load_row(k, p, nbytes, c.spaces[0])))
+            best = extreme_of_row(k, c, source, first, combine) if c.along_row else column(source + start, nbytes)
             store_row(k, out + start, best, nbytes, c.spaces[1])
 
         for_row(k, c.nest.n, body)
+
+
+# --- rows reduced across the lanes of a register --------------------------------------------------------------------------
+
+
+def sum_row(k: Kernel, c: ReduceConfig, x: Ptr) -> Val:
+    """The sum of all taps in every 32-bit lane."""
+    zero = k.splat(0, 8)
+    total = fold_row(k, c, x, k.splat(0, 32).repeat(4), zero, lambda acc, row: row.sext(32) + acc)
+    lanes = total[:1] + total[1:2] + total[2:3] + total[3:4]
+    return across(k, "add", lanes).repeat(4)
+
+
+def extreme_of_row(k: Kernel, c: ReduceConfig, x: Ptr, first: Val, combine: Callable[[Val, Val], Val]) -> Val:
+    """The maximum or minimum of all taps in every 8-bit lane."""
+    return across(k, "smax" if c.kind is Reduction.max else "smin", fold_row(k, c, x, first, first, combine))
+
+
+def fold_row(k: Kernel, c: ReduceConfig, x: Ptr, state: Val, neutral: Val, step: Callable[[Val, Val], Val]) -> Val:
+    """step(state, register) over the elements of all taps; lanes behind the end of a row are `neutral`."""
+    (*outer, (n, _)), size = c.taps, k.target.vector_bytes
+    if n >= size:
+        state = fold(k, (*outer, (n // size, size)), state, x, lambda s, p: step(s, load_row(k, p, size, c.spaces[0])))
+    if n % size:
+        tail = partial(_row_end, k, n % size, c.spaces[0], neutral)
+        state = fold(k, outer, state, x + (n - n % size), lambda s, p: step(s, tail(p)))
+    return state
+
+
+def _row_end(k: Kernel, nbytes: int, space: Space, neutral: Val, p: Ptr) -> Val:
+    size = k.target.vector_bytes
+    row = load_row(k, p, nbytes, space)
+    return row.map(lambda a, b: instrs.shuffle(k.b, a, b, [i if i < nbytes else size + i for i in range(size)]), neutral)
+
+
+def across(k: Kernel, operation: str, x: Val) -> Val:
+    """All lanes of a register combined by an operation of LLVM's vector.reduce, in every lane."""
+    (reg,) = x.regs
+    kind = reg.type
+    name = f"llvm.vector.reduce.{operation}.v{kind.count}i{kind.element.width}"
+    function = k.module.globals.get(name) or ir.Function(k.module, ir.FunctionType(kind.element, [kind]), name)
+    one = k.b.insert_element(ir.Constant(kind, ir.Undefined), k.b.call(function, [reg]), ir.Constant(ir.IntType(32), 0))
+    return Val(k, (instrs.pick(k.b, one, [0] * kind.count),), x.bits)
 
 
 # --- index of the maximum ------------------------------------------------------------------------------------------------

@@ -234,6 +234,9 @@ def reduced_sums(b):
         b.reduce_sum(x, (1, 3)),
         b.reduce_sum(b.input(1, 30, 26, 70), (1, 2)),
         b.reduce_sum(stored(b, 600, 3), (0,)),
+        b.reduce_sum(b.input(3, 2, 150), (1, 2)),
+        b.reduce_sum(b.channels(stored(b, 1, 4, 2, 90), 3, 83), (1, 3)),
+        b.reduce_sum(stored(b, 5, 64), (1,), keepdims=False),
     ]
 
 
@@ -241,7 +244,9 @@ def reduced_sums(b):
 def reduced_extremes(b):
     x = stored(b, 2, 7, 6, 20)
     axes = ((1, 2), (3,), (0, 1, 2, 3), (0, 2))
-    return [b.reduce(kind, x, a, keepdims) for kind in (Reduction.max, Reduction.min) for a in axes for keepdims in (True, False)]
+    wide = b.input(3, 150)
+    rows = [b.reduce(Reduction.max, wide, (1,)), b.reduce(Reduction.min, b.clamp(wide, -50, 127), (0, 1))]
+    return rows + [b.reduce(kind, x, a, keepdims) for kind in (Reduction.max, Reduction.min) for a in axes for keepdims in (True, False)]
 
 
 @case
