@@ -16,7 +16,6 @@ from .deduplicate import deduplicate
 from .dense_to_conv import dense_to_conv
 from .fold_affine import fold_affine
 from .fold_constants import fold_constants
-from .hoist_transposes import hoist_transposes
 from .map_unary import map_unary
 from .merge_pads import merge_pads
 from .name_values import name_values
@@ -24,28 +23,26 @@ from .remove_identities import remove_identities
 from .sink_reshapes import sink_reshapes
 from .sink_transposes import sink_transposes
 from .subpixel import subpixel
+from .turn_inputs import turn_inputs
 
 Pass = Callable[[Graph, Declined | None], Graph]
 
 TIDY: tuple[Pass, ...] = (fold_constants, remove_identities, canonicalize, deduplicate, sink_reshapes)
 FOLD: tuple[Pass, ...] = (*TIDY, merge_pads, fold_affine)
 
+LAYOUT: tuple[Pass, ...] = (*TIDY, subpixel, sink_transposes)
 STAGES: tuple[tuple[Pass, ...], ...] = (
-    (*TIDY, subpixel, sink_transposes),
-    (hoist_transposes,),
-    FOLD,
     (*FOLD, dense_to_conv),
     (*FOLD, dense_to_conv, affine_to_depthwise),
     (*FOLD, dense_to_conv, affine_to_depthwise, map_unary),
 )
-FOLDED = 3
-"""The stage after which everything foldable is folded: from here on reasons are final."""
 
 
 def simplify(graph: Graph, declined: Declined | None = None) -> Graph:
     """Run each stage until nothing changes. `declined` learns what was not folded in the end, and why."""
-    for n, stage in enumerate(STAGES):
-        graph = settle(graph, stage, declined if n >= FOLDED else None)
+    graph = turn_inputs(settle(graph, LAYOUT), lambda g: settle(g, LAYOUT))
+    for stage in STAGES:
+        graph = settle(graph, stage, declined)
     return name_values(graph)
 
 

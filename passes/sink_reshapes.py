@@ -21,7 +21,7 @@ def sink_reshape(v: Value, sweep: Sweep) -> Value | None:
     if not v.inputs or not isinstance(v.inputs[0].op, Reshape) or not isinstance(v.op, (Unary, Binary, Cast, Quantize, Dequantize)):
         return None
     x = v.inputs[0].inputs[0]
-    if v.shape != v.inputs[0].shape or 0 in v.shape or any(t.quant and t.quant.axis is not None for t in (v.type, x.type)):
+    if isinstance(x.op, Const) or v.shape != v.inputs[0].shape or 0 in v.shape or any(t.quant and t.quant.axis is not None for t in (v.type, x.type)):
         return None
     others = [_reshaped_back(y, v.shape, x.shape) for y in v.inputs[1:]]
     operands = [y for y in others if y is not None]

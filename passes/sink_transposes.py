@@ -102,7 +102,7 @@ def _transposed(v: Value, perm: Axes, op: Op, *operands: Value) -> Value:
 
 def sink_through_axes(v: Value, sweep: Sweep) -> Value | None:
     """Operators with attributes per axis: the attributes are permuted instead."""
-    if not v.inputs or not isinstance(v.inputs[0].op, Transpose):
+    if not v.inputs or not isinstance(v.inputs[0].op, Transpose) or isinstance(v.inputs[0].inputs[0].op, Const):
         return None
     perm = v.inputs[0].op.perm
     op = _remap(v, perm)

@@ -11,9 +11,10 @@ from float_graphs import Build, assert_same, census, graph_of
 
 from qcompiler.frontend import import_model
 from qcompiler.ir.graph import Declined, Graph, Value, substitute
-from qcompiler.ir.ops import Concat, Const, Input, MatMul, MaxPool, Reduce, Reduction, Reshape, Transpose
+from qcompiler.ir.ops import Concat, Const, Conv, Dequantize, Input, MatMul, MaxPool, Quantize, Reduce, Reduction, Reshape, Transpose, constant
 from qcompiler.ir.pointwise import Add, Clip, Mul, Sigmoid
 from qcompiler.ir.text import to_text
+from qcompiler.ir.types import DType, Quantization, TensorType, quantized
 from qcompiler.ir.verify import Stage, verify
 from qcompiler.passes.simplify import settle, simplify
 
@@ -120,6 +121,23 @@ def test_a_product_of_activations_stays_and_a_batch_of_matrices_is_declined():
     after = simplify(graph_of(b.op(MatMul(), x, y), b.op(MatMul(), x, b.const(2, 4, 3))), declined)
     assert census(after) == {"MatMul": 2}
     assert any("is no matrix" in reason for _, reason in declined.reasons)
+
+
+def test_a_quantized_model_keeps_its_numbers():
+    """Quantize and Dequantize of a dense layer on a flattened image: weights move, none is dequantized."""
+    b = Build()
+    a = quantized((1, 2, 3, 4), Quantization.per_tensor(0.05, 3))
+    weights = TensorType((12, 24), DType.i8, Quantization(tuple(b.rng.uniform(0.01, 0.1, 12)), (0,) * 12, axis=0))
+    x = b.op(Dequantize(), b.op(Quantize(a), b.input(1, 2, 3, 4)))
+    flat = b.op(Reshape((1, 24)), x)
+    w = b.op(Dequantize(), constant(b.rng.integers(-99, 99, weights.shape).astype(np.int8), "w", weights))
+    graph = graph_of(b.op(MatMul(), flat, b.op(Transpose((1, 0)), w)))
+    after = simplify(graph)
+    (conv,) = [v for v in after.order if isinstance(v.op, Conv)]
+    assert isinstance(conv.inputs[1].op, Dequantize)
+    assert conv.inputs[1].inputs[0].type == TensorType((12, 1, 1, 24), DType.i8, weights.quant)
+    assert census(after) == {"Quantize": 1, "Dequantize": 2, "Reshape": 2, "Conv": 1}
+    assert_same(graph, after)
 
 
 def test_reasons_are_those_of_the_end():

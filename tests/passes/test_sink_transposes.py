@@ -8,6 +8,7 @@ from qcompiler.ir.ops import (
     Concat,
     Expand,
     Gather,
+    Input,
     MatMul,
     Pad,
     PadMode,
@@ -21,16 +22,16 @@ from qcompiler.ir.ops import (
     Transpose,
     constant,
 )
-from qcompiler.ir.pointwise import Add, Clip, Mul, Sigmoid, Sub
+from qcompiler.ir.pointwise import Add, Clip, Exp, Mul, Sigmoid, Sub
 from qcompiler.passes.axes import commute, compose, inverse, moves_data, reshape_groups
-from qcompiler.passes.simplify import STAGES, settle, simplify
+from qcompiler.passes.simplify import LAYOUT, settle, simplify
 
 SHAPE = (2, 3, 5, 4)
 """An image N, H, W, C."""
 
 
 def tidy(graph):
-    return settle(graph, STAGES[0])
+    return settle(graph, LAYOUT)
 
 
 def test_reshape_groups():
@@ -197,6 +198,40 @@ def test_an_input_that_is_channels_last_already_needs_no_transposition():
     graph = graph_of(b.conv(b.last(b.op(Pad(((0, 0), (0, 0), (1, 1), (1, 1))), normal)), 4, 3))
     after = simplify(graph)
     assert "Transpose" not in census(after)
+    assert_same(graph, after)
+
+
+def test_a_split_of_the_input_turns_with_it():
+    b = Build()
+    x = b.input(1, 8, 5, 5)
+    halves = [b.op(Slice((0, 4 * n, 0, 0), (1, 4 * n + 4, 5, 5), (1, 1, 1, 1)), x) for n in range(2)]
+    joined = b.op(Concat(1), b.first(b.conv(b.last(halves[0]), 4)), halves[1])
+    graph = graph_of(b.conv(b.last(joined), 3))
+    after = simplify(graph)
+    assert census(after) == {"Transpose": 1, "Slice": 2, "Conv": 2, "Concat": 1}
+    assert isinstance(after.inputs[0].op, Input)
+    assert_same(graph, after)
+
+
+def test_instance_normalization_of_the_input():
+    b = Build()
+    x = b.input(1, 3, 5, 5)
+    centred = b.op(Sub(), x, b.op(Reduce(Reduction.mean, (2, 3)), x))
+    spread = b.op(Reduce(Reduction.mean, (2, 3)), b.op(Mul(), centred, centred))
+    graph = graph_of(b.conv(b.last(b.op(Mul(), b.op(Mul(), centred, b.op(Exp(), spread)), b.const(3, 1, 1))), 4))
+    after = simplify(graph)
+    (t,) = [v for v in after.order if isinstance(v.op, Transpose)]
+    assert t.inputs == after.inputs
+    assert_same(graph, after)
+
+
+def test_an_input_stays_as_it_is_where_turning_it_gains_nothing():
+    b = Build()
+    x = b.input(1, 8, 5, 5)
+    y = b.op(Softmax(3), x)
+    graph = graph_of(b.conv(b.last(b.op(Reshape((1, 20, 2, 5)), y)), 3), y)
+    after = simplify(graph)
+    assert census(after)["Transpose"] == 1
     assert_same(graph, after)
 
 
