@@ -12,6 +12,9 @@ from kernel_program import KernelProgram, here
 from random_graphs import random_graphs
 
 from qcompiler.backends import reference
+from qcompiler.backends.emulate import emulated
+from qcompiler.backends.image import flatten
+from qcompiler.backends.llvm.lower import compile_object
 from qcompiler.backends.llvm.target import TARGETS
 from qcompiler.ir.graph import Value
 from qcompiler.ir.integer import IntSoftmax, IntSum
@@ -306,3 +309,17 @@ def test_random_graphs_equal_the_reference(target: str, grown: tuple[Builder, Ou
     expected = reference.run(graph, feeds)
     for name, got in zip(graph.output_names, KernelProgram(graph, here(target)).run(feeds), strict=True):
         np.testing.assert_array_equal(got, expected[name])
+
+
+@pytest.mark.parametrize("target", ["arm64", "arm64-dotprod", "x86-64"])
+@pytest.mark.parametrize("name", CASES)
+def test_machine_code_reads_nothing_behind_the_callers_buffers(name: str, target: str) -> None:
+    """Real machine code in an emulated CPU, where every input and output ends at the end of a page with nothing mapped behind it."""
+    b = Builder(seed=len(name))
+    graph = b.graph(*CASES[name](b))
+    code = compile_object(graph, TARGETS[target])
+    feeds = b.feeds()
+    expected = reference.run(graph, feeds)
+    got = emulated(code.interface, flatten(code.object), TARGETS[target].features).run_integer(feeds)
+    for output in graph.output_names:
+        np.testing.assert_array_equal(got[output], expected[output])
