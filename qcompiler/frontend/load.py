@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import onnx.inliner
 import onnx.numpy_helper
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from qcompiler.errors import ModelError, UnsupportedModel, UsageError
@@ -27,11 +26,11 @@ def load_model(model: str | PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
     """
     if isinstance(model, onnx.ModelProto):
         return _prepared(model, None)
-    proto = onnx.ModelProto()
+    content = _read_bytes(Path(model))
     try:
-        proto.ParseFromString(_read_bytes(Path(model)))
-    except DecodeError as e:
-        raise ModelError(f"'{model}' is no ONNX model, or is damaged: {e}; export it again") from None
+        proto = onnx.ModelProto.FromString(content)
+    except Exception as e:  # the DecodeError of protobuf, on which only onnx depends
+        raise ModelError(f"'{model}' is no ONNX model, or is damaged: {_first_line(e)}; export it again") from None
     return _prepared(proto, Path(model).resolve().parent)
 
 
