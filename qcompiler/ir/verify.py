@@ -117,14 +117,18 @@ def _integer_structure(graph: Graph, v: Value) -> str | None:
             return f"expected a graph output that nothing reads, found readers {list(graph.uses[v])}"
         case ops.Input() if v.type.dtype.is_float and not all(isinstance(u.op, ops.Quantize) for u in graph.uses[v]):
             return f"expected Quantize as only reader, found {list(graph.uses[v])}"
-        case ops.Reduce(kind=ops.Reduction.sum | ops.Reduction.mean) as op:
+        case ops.Reduce(kind=ops.Reduction.sum | ops.Reduction.mean) as op if type(op) is ops.Reduce:
             return f"expected a maximum or minimum, found {op.kind.name}: sums are IntReduceSum"
         case ops.Resize(nearest=False):
             return "expected nearest neighbours, found interpolation: that is IntResize"
-    moved = [i for i in v.inputs if not isinstance(v.op, ops.Gather) or i is v.inputs[0]]
-    if isinstance(v.op, (*MOVEMENT, ops.Gather)) and any(not isinstance(v.op, ops.Transpose) and i.type.quant != v.type.quant for i in moved):
-        return f"expected the quantization of its operands to be kept, found {', '.join(str(i.type) for i in moved)}"
-    return None
+    return _requantized_by_moving(v) if type(v.op) in (*MOVEMENT, ops.Gather) else None
+
+
+def _requantized_by_moving(v: Value) -> str | None:
+    moved = v.inputs[:1] if isinstance(v.op, ops.Gather) else v.inputs
+    if isinstance(v.op, ops.Transpose) or all(i.type.quant == v.type.quant for i in moved):
+        return None
+    return f"expected the quantization of its operands to be kept, found {', '.join(str(i.type) for i in moved)}"
 
 
 class Stage(Enum):

@@ -6,7 +6,7 @@ from float_graphs import Build, graph_of
 
 from qcompiler.errors import ProofError
 from qcompiler.ir.graph import Graph, Value, apply
-from qcompiler.ir.integer import Clamp, IntConv, IntSum, Requantize
+from qcompiler.ir.integer import Clamp, IntConv, IntReduceSum, IntResize, IntSum, IntSumPool, Requantize
 from qcompiler.ir.ops import Const, Conv, Dequantize, Input, MaxPool, Quantize, Reduce, Reduction, Resize, constant
 from qcompiler.ir.pointwise import Add, Clip, Exp
 from qcompiler.ir.types import DType, Quantization, TensorType, float_type, quantized
@@ -47,6 +47,17 @@ def test_legal_graphs_come_back():
     for middle in (lambda q: q, convolved, lambda q: apply(Clamp(0, 5), convolved(q), name="c"), lambda q: apply(MaxPool((2, 2)), q, name="p")):
         graph = integer_graph(middle)
         assert verify(graph, Stage.integer) is graph
+
+
+@pytest.mark.parametrize(
+    "op",
+    [IntReduceSum(Reduction.sum, (1, 2)), IntSumPool((2, 2)), IntResize(((0,), (1,), (64,)), ((0,), (1,), (64,)))],
+)
+def test_integer_sums_are_no_movement(op):
+    x = apply(Input(X), name="x")
+    y = requantized(apply(op, x, name="acc"))
+    graph = Graph((x,), (y,), ("y",))
+    assert verify(graph, Stage.integer) is graph
 
 
 def test_a_float_operator_is_not_integer_only():
