@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from guarded import Guarded
@@ -13,9 +15,10 @@ from integer_graphs import Builder
 from qcompiler import runtime
 from qcompiler.backends import emulate, qemu, reference
 from qcompiler.backends.certificate import certify
+from qcompiler.backends.disassemble import disassemble
 from qcompiler.backends.image import flatten
 from qcompiler.backends.llvm.lower import ObjectCode, compile_object
-from qcompiler.backends.llvm.target import TARGETS, Target
+from qcompiler.backends.llvm.target import TARGETS, Target, initialize
 from qcompiler.backends.package import Artifact, write_artifact
 from qcompiler.ir.graph import Graph
 
@@ -66,6 +69,30 @@ def test_programs_are_certified(target: Target) -> None:
     assert certificate.instructions > 200
     assert certificate.stack_bytes < 8192
     assert not certify(compiled(target).object, "model_run_f32").ok
+
+
+def listed(assembly: str) -> dict[str, list[str]]:
+    """Function -> mnemonics of an assembler text, padding left out."""
+    functions: dict[str, list[str]] = {}
+    for line in assembly.splitlines():
+        if label := re.match(r"(model_\w+):", line):
+            functions[label[1]] = current = []
+        elif re.match(r"\t\w|\t\{", line):
+            current += [word for word in line.split()[:2] if word[0] != "{"][:1]
+    return {name: [m for m in mnemonics if not m.startswith("nop")] for name, mnemonics in functions.items() if mnemonics}
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: t.name)
+def test_the_disassembly_is_what_llvm_wrote(target: Target) -> None:
+    """Object and assembler text of the same module: two writers and an independent reader agree on every function."""
+    initialize()
+    text = compiled(target).llvm
+    image = flatten(bytes(target.machine().emit_object(llvm.parse_assembly(text))))
+    written = listed(str(target.machine().emit_assembly(llvm.parse_assembly(text))))
+    read = {f.name: disassemble(image.arch, image.data[f.offset : f.offset + f.size], f.offset) for f in image.functions}
+    found = {name: [i.mnemonic for i in body if not i.mnemonic.startswith("nop")] for name, body in read.items()}
+    assert {n: len(m) for n, m in found.items()} == {n: len(m) for n, m in written.items()}
+    assert target.arch != "aarch64" or found == written  # x86 mnemonics are AT&T's in LLVM's text
 
 
 @pytest.mark.parametrize("target", HERE, ids=lambda t: t.name)
