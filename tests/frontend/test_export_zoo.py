@@ -28,7 +28,8 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray
 
 
 def feeds_of(graph: Graph) -> dict[str, np.ndarray]:
-    return {v.name: (RNG.standard_normal(v.shape) if v.type.dtype.is_float else RNG.integers(0, 2, v.shape)).astype(v.type.dtype.numpy) for v in graph.inputs}
+    invented = {v: RNG.standard_normal(v.shape) if v.type.dtype.is_float else RNG.integers(0, 2, v.shape) for v in graph.inputs}
+    return {v.name: data.astype(v.type.dtype.numpy) for v, data in invented.items()}
 
 
 @pytest.mark.parametrize("transform", [lambda g: g, simplify], ids=["imported", "simplified"])
