@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import floor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ IMPORTERS = Importers()
 LONGEST = 1 << 20
 """An axis that is longer is no image, but an attempt to fill the memory with its table."""
 
-Positions = NDArray[np.float64]
+Positions = NDArray[np.floating[Any]]
 Taps = tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]
 
 
@@ -113,7 +114,7 @@ _COORDINATES: Mapping[str, Callable[[Positions, int, int, float], Positions]] = 
     "asymmetric": lambda o, size, length, scale: o / scale,
     "tf_half_pixel_for_nn": lambda o, size, length, scale: (o + 0.5) / scale,
 }
-"""Position in the operand of output position o."""
+"""Position in the operand of output position o; in float32 as onnxruntime's, for nearest decides by a last bit."""
 
 _ROUNDING: Mapping[str, Callable[[Positions], Positions]] = {
     "round_prefer_floor": lambda x: np.ceil(x - 0.5),
@@ -127,10 +128,10 @@ def _taps(mode: str, coordinates: str, rounding: str, size: int, length: int, sc
     """The table of one axis; None where it changes nothing."""
     if not 1 <= length < LONGEST:
         raise ValueError(f"cannot resize an axis to {length}")
-    at = _COORDINATES[coordinates](np.arange(length, dtype=np.float64), size, length, scale)
+    at = _COORDINATES[coordinates](np.arange(length, dtype=np.float32), size, length, scale)
     if mode == "nearest":
-        first = np.clip(_ROUNDING[rounding](at), 0, size - 1)
-        second, weight = first, np.zeros(length)
+        first: Positions = np.clip(_ROUNDING[rounding](at), 0, size - 1)
+        second, weight = first, 0 * at
     else:
         at = np.clip(at, 0, size - 1)
         first = np.minimum(np.floor(at), max(size - 2, 0))

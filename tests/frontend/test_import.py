@@ -151,6 +151,14 @@ def test_constant_index_is_a_slice() -> None:
     assert not any(isinstance(v.op, Gather) for v in graph.order)
 
 
+def test_local_functions_are_inlined() -> None:
+    m = model([node("Twice", ["x"], ["y"], domain="acme")], (2, 3))
+    body = [node("Add", ["a", "a"], ["b"])]
+    m.functions.append(helper.make_function("acme", "Twice", ["a"], ["b"], body, [helper.make_opsetid("", 17)]))
+    m.opset_import.append(helper.make_opsetid("acme", 1))
+    assert kinds(agrees_with_onnxruntime(m)) == {"Input": 1, "Add": 1}
+
+
 # --- quantization ---
 
 
