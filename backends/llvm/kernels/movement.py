@@ -118,17 +118,23 @@ def _moves_rows(c: CopyConfig) -> bool:
 def _copy_rows(k: Kernel, c: CopyConfig) -> None:
     n = c.shape[-1] if c.shape else 1
     with walk(k, c.shape[:-1], (c.source[:-1], c.target[:-1]), k.parameters) as ((source, target), _):
-        for_row(k, n * c.size, lambda at, nbytes: k.store(target + at, _flipped(_loaded(k, source + at, nbytes, c), c.flip), nbytes))
+        _copy_row(k, source, target, n * c.size, c.flip, c.exact)
 
 
-def _loaded(k: Kernel, p: Ptr, nbytes: int, c: CopyConfig) -> Val:
+def _copy_row(k: Kernel, source: Ptr, target: Ptr, n: int, flip: bool, exact: bool) -> None:
+    """`n` consecutive bytes."""
+
+    def body(at: Index | int, nbytes: int) -> None:
+        row = _loaded(k, source + at, nbytes, exact)
+        k.store(target + at, row ^ row.splat(-128) if flip else row, nbytes)
+
+    for_row(k, n, body)
+
+
+def _loaded(k: Kernel, p: Ptr, nbytes: int, exact: bool) -> Val:
     if nbytes == k.target.vector_bytes:
         return k.load(p, 8)
-    return load_exactly(k, p, nbytes) if c.exact else k.load_lanes(p, 8, nbytes)
-
-
-def _flipped(x: Val, flip: bool) -> Val:
-    return x ^ x.splat(-128) if flip else x
+    return load_exactly(k, p, nbytes) if exact else k.load_lanes(p, 8, nbytes)
 
 
 def _copy_elements(k: Kernel, c: CopyConfig) -> None:
@@ -302,13 +308,7 @@ def emit_take(k: Kernel, c: TakeConfig) -> None:
         for axis, i in enumerate(index):
             start = c.tables[axis]
             at += i * c.source[axis] if start is None else load_index(k, table + start * 8 + i * 8)
-        inner = CopyConfig((c.shape[-1],), (1,), (1,), 1, c.flip, c.exact) if row else CopyConfig((), (), (), 1, c.flip, c.exact)
-        _copy_one_row(k, inner, at, out)
-
-
-def _copy_one_row(k: Kernel, c: CopyConfig, source: Ptr, target: Ptr) -> None:
-    n = c.shape[0] if c.shape else 1
-    for_row(k, n, lambda at, nbytes: k.store(target + at, _flipped(_loaded(k, source + at, nbytes, c), c.flip), nbytes))
+        _copy_row(k, at, out, c.shape[-1] if row else 1, c.flip, c.exact)
 
 
 def load_index(k: Kernel, p: Ptr) -> Index:

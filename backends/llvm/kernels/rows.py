@@ -20,6 +20,7 @@ from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val
 from qcompiler.backends.llvm.epilogue import zero_point
 from qcompiler.backends.llvm.launch import Address, Argument, Data
 from qcompiler.ir.graph import Value
+from qcompiler.ir.integer import Requantize
 from qcompiler.ir.ops import const_data
 from qcompiler.passes.layouts import CONSTANT, Layout, Space, dense
 from qcompiler.passes.partition import Step
@@ -86,8 +87,8 @@ def result_of(run: Run) -> Operand:
 
 
 def is_uniform(step: Step) -> bool:
-    """Whether all constants of the epilogue have one element."""
-    return all(i.type.size == 1 for v in step.epilogue for i in v.inputs[1:] if const_data(i) is not None and i.shape != (256,))
+    """Whether one multiplier serves all elements in every `Requantize` of the epilogue."""
+    return all(i.type.size == 1 for v in step.epilogue if isinstance(v.op, Requantize) for i in v.inputs[1:])
 
 
 # --- one row of 8-bit values -------------------------------------------------------------------------------------------

@@ -141,7 +141,7 @@ def sums_that_broadcast(b):
 
 @case
 def sums_with_constants_per_channel(b):
-    x = [stored(b, 1, 3, 2, c) for c in (1, 5, 16, 40, 64, 130)]
+    x = [stored(b, 1, 3, 2, c) for c in (1, 5, 16, 40, 64, 130, 256)]
     return [b.add(v, v, channels=v.shape[3]) for v in x] + [b.add(x[3], b.input(1, 1, 1, 40), channels=40)]
 
 
