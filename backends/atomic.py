@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import rmtree
+from uuid import uuid4
 
 from qcompiler.errors import UsageError
 
@@ -21,11 +21,11 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write into, which takes the place of `folder` in the end; after any failure `folder` is as it was."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        staging = folder.with_name(f".{folder.name}.{uuid4().hex[:12]}")
+        staging.mkdir()
     except OSError as problem:
         raise _unwritable(folder, problem) from problem
     try:
-        staging.chmod(0o755)
         yield staging
         _publish(staging, folder)
     except OSError as problem:

@@ -153,6 +153,8 @@ class Body:
                 yield i, "cannot be decoded"
             elif i.address not in control and not _is_return(i) and not is_integer(self.image.arch, i.mnemonic):
                 yield i, "is not on the list of integer and data-movement instructions"
+            elif "fs:" in i.operands or "gs:" in i.operands:
+                yield i, "uses memory of the thread, which is state"
 
     def _flow(self) -> Iterator[tuple[Instruction, str]]:
         starts = {i.address for i in self.instructions}

@@ -63,7 +63,8 @@ def header(interface: Interface, target: Platform, tool: str, files: tuple[str, 
 
 def _tensor(interface: Interface, kind: str, index: int, tensor: Tensor) -> str:
     shape = " x ".join(map(str, tensor.shape)) or "a scalar"
-    title = f"\n/* {kind.lower()}s[{index}] '{_plain(tensor.name)}': {tensor.storage} (or {tensor.dtype}), {shape} */\n"
+    types = tensor.storage if tensor.dtype == tensor.storage else f"{tensor.storage} (for {interface.prefix}_run_f32: {tensor.dtype})"
+    title = f"\n/* {kind.lower()}s[{index}] '{_plain(tensor.name)}': {types}, {shape} */\n"
     return title + "".join(f"#define {interface.prefix.upper()}_{kind}_{index}_{key} {value}\n" for key, value in _facts(tensor).items())
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
+from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import Relocation, RelocationSection
 from elftools.elf.sections import Section, Symbol, SymbolTableSection
@@ -80,7 +81,7 @@ def lay_out(obj: bytes) -> Image:
     """As `flatten`, but the problems are returned, not raised (the certificate reports them)."""
     if obj[:4] != b"\x7fELF":
         raise ProofError(f"expected an ELF object, found bytes {obj[:4].hex() or 'none'}; a flat image is made from ELF objects only")
-    elf = ELFFile(io.BytesIO(obj))
+    elf = _opened(obj)
     arch = ARCHITECTURES.get(elf["e_machine"])
     if arch is None or elf["e_type"] != "ET_REL":
         raise ProofError(f"expected a relocatable object for {' or '.join(ARCHITECTURES.values())}, found {elf['e_type']} for {elf['e_machine']}")
@@ -93,6 +94,13 @@ def lay_out(obj: bytes) -> Image:
     problems = [*_writable_data(elf), *_relocate(elf, arch, places, data)]
     functions = tuple(sorted(_functions(elf, places), key=lambda f: f.offset))
     return Image(arch, data, code_size, functions, _entries(elf, places), tuple(problems))
+
+
+def _opened(obj: bytes) -> ELFFile:
+    try:
+        return ELFFile(io.BytesIO(obj))
+    except ELFError as problem:
+        raise ProofError(f"expected an ELF object, found a damaged one: {problem}") from problem
 
 
 def _place_sections(elf: ELFFile) -> tuple[dict[int, int], int, int]:

@@ -87,7 +87,8 @@ def _converted(tensor: Tensor, array: Array, integer: bool) -> Array:
     dtype = _dtype(tensor, integer)
     same_kind = array.dtype.kind == "f" and dtype.kind == "f"
     if array.dtype != dtype and not same_kind:
-        hint = "quantize it with the input's scale and zero point" if integer else f"convert it with .astype('{dtype}')"
+        quantized = integer and tensor.scale is not None
+        hint = "quantize it with the input's scale and zero point" if quantized else f"convert it with .astype('{dtype}')"
         raise InputError(f"input '{tensor.name}': expected {dtype}, found {array.dtype}; {hint}")
     return np.ascontiguousarray(array, dtype).reshape(array.shape)
 

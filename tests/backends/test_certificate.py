@@ -108,6 +108,7 @@ def x86_code(code: bytes) -> str:
         ("ffe0", "goes to a computed address"),
         ("ff25", "goes to a computed address"),
         ("ebfd", "leads to no function and no instruction"),
+        ("64a1", "uses memory of the thread"),
         ("54", "may grow the stack in a loop"),
         ("5c", "moves the stack by an unknown amount"),
     ],

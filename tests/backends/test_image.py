@@ -69,7 +69,11 @@ def test_what_is_not_self_contained_is_refused_by_name(arch: str, extra: str, wo
     assert any(words in str(problem) for problem in lay_out(toy(arch, extra=extra)).problems)
 
 
-@pytest.mark.parametrize("obj", [b"", b"MZ", toy("x86_64", "windows"), toy("aarch64", "macos")], ids=["empty", "short", "coff", "mach-o"])
+@pytest.mark.parametrize(
+    "obj",
+    [b"", b"MZ", b"\x7fELF", toy("x86_64")[:40], toy("x86_64", "windows"), toy("aarch64", "macos")],
+    ids=["empty", "short", "magic", "cut", "coff", "mach-o"],
+)
 def test_other_formats_are_refused(obj: bytes) -> None:
     with pytest.raises(ProofError, match="expected an ELF object"):
         flatten(obj)

@@ -201,6 +201,21 @@ def test_after_a_failure_the_earlier_artifact_is_whole(
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_file_that_cannot_grow_is_reported(tmp_path: Path) -> None:
+    """The operating system itself refuses: files may have 2000 bytes, the image has 8192."""
+    resource = pytest.importorskip("resource")
+    write_artifact(tmp_path / "model", artifact(), share=False)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(UsageError, match=r"cannot write .*File too large"):
+            write_artifact(tmp_path / "model", artifact(), share=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert runtime.damaged_files(tmp_path / "model") == {}
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
 def test_after_a_failure_nothing_new_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(package, "_manifest", interrupted(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
