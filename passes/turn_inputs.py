@@ -1,4 +1,4 @@
-"""x = transpose(transpose(x)): where a transposition is stuck before a convolution, its layout starts at the graph input.
+"""x = transpose(transpose(x)): where a transposition is stuck before a convolution or a sum, its layout starts at the graph input.
 
 Sinking alone leaves ``conv(transpose(f(input)))`` in the middle for preprocessing f. Supposing the input came channels-last,
 with a transposition back right behind it, all of f turns as that one sinks; the supposition then costs one
@@ -11,10 +11,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from qcompiler.ir.graph import Graph, Value, apply, substitute
-from qcompiler.ir.ops import AveragePool, Conv, ConvTranspose, Input, MaxPool, Transpose
+from qcompiler.ir.ops import AveragePool, Concat, Conv, ConvTranspose, Input, MaxPool, Transpose
+from qcompiler.ir.pointwise import Binary
 from qcompiler.ir.types import TensorType
 
 from .axes import Axes, inverse
+
+STICKY = (Conv, ConvTranspose, MaxPool, AveragePool, Binary, Concat)
+"""What a transposition that has sunk as far as it can may still stand before: reshapes and products aside, which it may have to."""
 
 
 def turn_inputs(graph: Graph, settle: Callable[[Graph], Graph]) -> Graph:
@@ -32,8 +36,7 @@ def elements_moved(graph: Graph) -> int:
 
 
 def _is_stuck(graph: Graph, t: Value) -> bool:
-    fixed = (Conv, ConvTranspose, MaxPool, AveragePool)
-    return isinstance(t.op, Transpose) and not isinstance(t.inputs[0].op, Input) and any(isinstance(u.op, fixed) for u in graph.uses[t])
+    return isinstance(t.op, Transpose) and not isinstance(t.inputs[0].op, Input) and any(isinstance(u.op, STICKY) for u in graph.uses[t])
 
 
 def _turned(graph: Graph, v: Value, settle: Callable[[Graph], Graph]) -> Graph:

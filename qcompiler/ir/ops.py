@@ -39,6 +39,9 @@ class Input(Op):
 
     type: TensorType
 
+    __eq__ = object.__eq__  # not that of `Op`, for which all inputs would be equal
+    __hash__ = object.__hash__
+
     def infer(self) -> TensorType:
         return self.type
 
@@ -49,6 +52,9 @@ class Const(Op):
 
     data: NDArray[np.generic]
     type: TensorType | None = None
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def infer(self) -> TensorType:
         return self.type or TensorType(self.data.shape, DType.of(self.data.dtype))

@@ -233,3 +233,6 @@ class Map(Unary):
 
     body: Graph
     label: str
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__

@@ -33,6 +33,7 @@ from qcompiler.ir.types import DType, Quantization, TensorType
 from qcompiler.passes.canonicalize import canonicalize
 from qcompiler.passes.deduplicate import deduplicate
 from qcompiler.passes.fold_constants import fold_constants
+from qcompiler.passes.map_unary import map_unary
 from qcompiler.passes.merge_pads import merge_pads
 from qcompiler.passes.name_values import name_values
 from qcompiler.passes.remove_identities import remove_identities
@@ -252,6 +253,19 @@ def test_different_attributes_operands_or_types_stay_apart():
     b = Build()
     x = b.input(*SHAPE)
     graph = graph_of(b.op(Clip(0.0, 1.0), x), b.op(Clip(0.0, 2.0), x), b.op(Add(), x, b.number(1.0)), b.op(Add(), x, b.number(1.0, 1)))
+    assert deduplicate(graph) is graph
+
+
+def test_operators_with_content_are_equal_by_identity():
+    """Two inputs, two constants and two functions differ, whatever their common base class compares."""
+    b = Build()
+    x = b.input(*SHAPE)
+    assert x.op != b.input(*SHAPE).op
+    assert b.const(2).op != b.const(2).op
+    add, sub = (map_unary(graph_of(b.op(op(), x, b.number(3.0)))).outputs[0].op for op in (Add, Sub))
+    assert add == add
+    assert add != sub
+    graph = graph_of(b.op(add, x), b.op(sub, x))
     assert deduplicate(graph) is graph
 
 
