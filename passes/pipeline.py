@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from qcompiler.ir.types import Quantization
 from qcompiler.ir.verify import Stage, verify
 
 from .calibrate import Statistics, calibrate
-from .calibrate.choose import DEFAULT, Method, choose
+from .calibrate.choose import DEFAULT, Method, MinMax, choose
 from .equalize import equalize
 from .insert_qdq import insert_qdq, share
 from .legalize import legalize
@@ -24,6 +25,11 @@ from .simplify import simplify
 from .storage_points import storage_points
 
 Batches = Iterable[Mapping[str, NDArray[np.generic]]]
+
+
+PREVIEW_SAMPLES = 32
+"""So many batches show the ranges of channels for equalization."""
+OUTPUT_MARGIN = 0.25
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,10 @@ def quantize(graph: Graph, batches: Batches, options: Options = Options(), progr
     where an overflow cannot be excluded.
     """
     declined = Declined()
-    simple = simplify(graph, declined)
+    simple = verify(legalize(simplify(graph, declined), declined), Stage.float)
     if options.equalize:
-        simple = equalize(simple, declined)
-    simple = verify(legalize(simple, declined), Stage.float)
+        preview, batches = split_off(batches, PREVIEW_SAMPLES)
+        simple = equalize(simple, calibrate(simple, preview, storage_points(simple)), declined)
     statistics = calibrate(simple, batches, storage_points(simple), progress)
     quantization = choose_all(simple, statistics, options.method)
     qdq = verify(insert_qdq(simple, quantization, _means(simple, statistics) if options.correct_bias else None, declined), Stage.qdq)
@@ -65,8 +71,24 @@ def quantize(graph: Graph, batches: Batches, options: Options = Options(), progr
 
 
 def choose_all(graph: Graph, statistics: Mapping[Value, Statistics], method: Method) -> dict[Value, Quantization]:
-    """The quantization of every stored value, equal where values share one."""
-    return share(graph, {v: choose(s, method) for v, s in statistics.items()})
+    """The quantization of every stored value, equal where values share one.
+
+    Outputs of the network are not clipped but given a margin: where the greatest of them saturate, answers tie.
+    """
+    chosen = {v: widened(choose(s, MinMax()), OUTPUT_MARGIN) if v in graph.outputs else choose(s, method) for v, s in statistics.items()}
+    return share(graph, chosen)
+
+
+def widened(q: Quantization, margin: float) -> Quantization:
+    """The same zero point and a coarser scale."""
+    return Quantization.per_tensor(float(np.float32(q.scale[0] * (1 + margin))), q.zero_point[0], q.bits)
+
+
+def split_off(batches: Batches, count: int) -> tuple[list[Mapping[str, NDArray[np.generic]]], Batches]:
+    """The first batches, up to `count` of them, and all of them: read once, the rest still streaming."""
+    stream = iter(batches)
+    first = list(islice(stream, count))
+    return first, chain(first, stream)
 
 
 def _means(graph: Graph, statistics: Mapping[Value, Statistics]) -> dict[Value, NDArray[np.float64]]:
