@@ -24,14 +24,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.errors import UnsupportedModel
 from qcompiler.ir.graph import Value
 from qcompiler.ir.integer import Clamp, IntSum, Lookup, Requantize
 from qcompiler.ir.ops import const_data
 from qcompiler.numerics.requantize import output_offset, requantize_biased, rounding_half
 
 from . import instrs
-from .dsl import Kernel, Ptr, Val, wide_order
-from .lookup import emit_lookup
+from .dsl import Index, Kernel, Ptr, Val, wide_order
+from .lookup import TABLE, emit_channel_lookup, emit_lookup
 from .target import Target
 
 Ints = NDArray[np.int64]
@@ -39,10 +40,14 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sources:
-    """Where an epilogue reads other than constants: the residual's 8-bit values for this block, and the lookup tables."""
+    """Where an epilogue reads other than constants: the residual's 8-bit values for this block, and the lookup tables.
+
+    Kernels that allow one table per channel say which `channel` the block begins with, and how many of its channels are `valid`."""
 
     residual: Callable[[], Val] | None = None
     tables: Ptr | None = None
+    channel: Index | int | None = None
+    valid: int = 0
 
 
 @dataclass
@@ -144,14 +149,20 @@ class Clamped:
 
 @dataclass(frozen=True)
 class Table:
-    """`Lookup` in one table of 256 bytes at `tables + offset`."""
+    """`Lookup` in one table of 256 bytes at `tables + offset`, or in one per channel from there on."""
 
     offset: int
+    per_channel: bool = False
 
     def emit(self, y: Val, r: Reader, count: int, sources: Sources) -> Val:
         if sources.tables is None:
             raise ValueError("an epilogue with a lookup needs the pointer to its tables")
-        return emit_lookup(y, sources.tables + self.offset)
+        table = sources.tables + self.offset
+        if not self.per_channel:
+            return emit_lookup(y, table)
+        if sources.channel is None:
+            raise UnsupportedModel(["a table per channel cannot run in the epilogue of a kernel that does not walk channels"])
+        return emit_channel_lookup(y, table + sources.channel * TABLE, _valid_channels(y.k.target, count, sources.valid))
 
     def sizes(self, count: int) -> int:
         return 0
@@ -273,8 +284,9 @@ def _describe_one(d: _Description, v: Value, before: Value, after: Value | None)
         case Clamp(lo, hi):
             d.stages.append(Clamped(lo, hi))
         case Lookup():
-            d.stages.append(Table(sum(map(len, d.tables))))
-            d.tables.append(_ints(v.inputs[1]).astype(np.int8).tobytes())
+            table = _ints(v.inputs[1]).astype(np.int8).tobytes()
+            d.stages.append(Table(sum(map(len, d.tables)), len(table) > TABLE))
+            d.tables.append(table)
         case IntSum():
             d.stages.append(Residual())
             d.numbers.extend(_residual_numbers(v, v.op, before, after))
@@ -313,6 +325,15 @@ def _ints(v: Value) -> Ints:
     if data is None:
         raise TypeError(f"'{v.name}' is not a constant")
     return data.astype(np.int64).reshape(-1)
+
+
+def _valid_channels(target: Target, count: int, valid: int) -> list[int | None]:
+    """The channel within the block of each 8-bit lane of a joined register; None where there is none."""
+    octets, size = [4 * lane + i for lane in pixel_order(target, count) for i in range(4)], target.lanes * count
+    found: list[int | None] = [None] * len(octets)
+    for at, lane in enumerate(octets):
+        found[lane] = at % size if at % size < valid else None
+    return found
 
 
 # --- pixels in memory ------------------------------------------------------------------------------------------------

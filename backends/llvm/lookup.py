@@ -6,10 +6,16 @@ saturation sets bit 7 in all others, for which pshufb gives zero; sixteen rows a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from llvmlite import ir
+
 from . import instrs
-from .dsl import Kernel, Ptr, Val
+from .dsl import I8, I32, I64, Kernel, Ptr, Val
+
+TABLE = 256
+"""Bytes of a table."""
 
 
 def emit_lookup(x: Val, table: Ptr) -> Val:
@@ -44,3 +50,15 @@ def _tbl(k: Kernel, x: Any, rows: list[Any]) -> Any:
         piece = instrs.TBL4(k, *rows[4 * i : 4 * i + 4], k.b.sub(x, instrs.splat(x.type, 64 * i)))
         total = piece if total is None else k.b.or_(total, piece)
     return total
+
+
+def emit_channel_lookup(x: Val, tables: Ptr, channels: Sequence[int | None]) -> Val:
+    """tables[channel][x + 128] lane by lane, `channels` giving each lane's; lanes without one are unspecified."""
+    k, (reg,) = x.k, (x ^ x.splat(-128)).regs
+    found = ir.Constant(reg.type, ir.Undefined)
+    for lane, channel in enumerate(channels):
+        if channel is not None:
+            index = k.b.zext(k.b.extract_element(reg, ir.Constant(I32, lane)), I64)
+            entry = k.b.gep((tables + channel * TABLE).ir, [index], source_etype=I8)
+            found = k.b.insert_element(found, k.b.load(entry, typ=I8), ir.Constant(I32, lane))
+    return Val(k, (found,), 8)

@@ -13,7 +13,7 @@ time in the order of reading: [block][run][group][register][lane][4].
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -118,7 +118,7 @@ def starts(segments: Sequence[Segment], target: Target) -> Iterator[tuple[int, S
 
 @dataclass(frozen=True)
 class Operands:
-    """Where the loops stand: pointers to x, the residual, weights, constants, tables and the result."""
+    """Where the loops stand: pointers to x, the residual, weights, constants, tables and the result, and the block's first channel."""
 
     x: Ptr
     residual: Ptr
@@ -126,6 +126,13 @@ class Operands:
     constants: Ptr
     tables: Ptr
     out: Ptr
+    channel: Index | int = 0
+
+    @classmethod
+    def of(cls, k: Kernel) -> Operands:
+        """The arguments of a function with `PARAMETERS`."""
+        x, residual, weights, constants, tables, out = k.parameters
+        return cls(x, residual, weights, constants, tables, out)
 
 
 def emit_conv(k: Kernel, config: ConvConfig) -> None:
@@ -134,7 +141,7 @@ def emit_conv(k: Kernel, config: ConvConfig) -> None:
     residual = config.residual or Steps(0, 0, 0)
     per_group = sum(s.blocks * _block_sizes(config, s, t)[0] for s in config.segments)
     constants = sum(s.blocks * _block_sizes(config, s, t)[1] for s in config.segments)
-    base = Operands(*k.parameters)
+    base = Operands.of(k)
     with k.loop(config.groups) as (g, _):
         here = Operands(
             base.x + g * config.x.group,
@@ -143,11 +150,12 @@ def emit_conv(k: Kernel, config: ConvConfig) -> None:
             base.constants + g * constants,
             base.tables,
             base.out + g * config.out.group,
+            g * config.channels,
         )
         for start, s in starts(config.segments, t):
             _emit_segment(k, config, s, start, here)
             weights, numbers = _block_sizes(config, s, t)
-            here = Operands(here.x, here.residual, here.weights + s.blocks * weights, here.constants + s.blocks * numbers, here.tables, here.out)
+            here = replace(here, weights=here.weights + s.blocks * weights, constants=here.constants + s.blocks * numbers)
 
 
 def _block_sizes(config: ConvConfig, s: Segment, t: Target) -> tuple[int, int]:
@@ -169,11 +177,17 @@ def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, start: int, at: Ope
             at.constants + b * numbers,
             at.tables,
             at.out + n * config.out.image + (b * size + start),
+            plus(at.channel, b * size + start),
         )
         with k.loop(-(-config.rows // s.rows)) as (i, _):
             row = tile_start(i, s.rows, config.rows)
             with k.loop(-(-config.columns // s.columns)) as (j, _):
                 _emit_tile(k, config, s, min(rest, size), block, row, tile_start(j, s.columns, config.columns))
+
+
+def plus(a: Index | int, b: Index | int) -> Index | int:
+    """a + b, a constant where both are."""
+    return b + a if isinstance(a, int) else a + b
 
 
 def _moved(p: Ptr, steps: Steps | None, image: Index | int) -> Ptr:
@@ -204,7 +218,7 @@ def _emit_tile(k: Kernel, config: ConvConfig, s: Segment, nbytes: int, at: Opera
             return load_pixels(k, pointers, s.count, nbytes, config.epilogue.residual_stored)
 
         bundle = join(_filled(acc[first : first + joined]))
-        y = config.epilogue.apply(k, bundle, at.constants, s.count, Sources(residual, at.tables))
+        y = config.epilogue.apply(k, bundle, at.constants, s.count, Sources(residual, at.tables, at.channel, nbytes))
         store_pixels(k, y, [config.out.at(out, r, c) for r, c in here], s.count, nbytes, config.epilogue.stored)
 
 

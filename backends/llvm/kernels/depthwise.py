@@ -11,7 +11,7 @@ A remainder of channels is done in narrower vectors where they exist.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import numpy as np
@@ -22,7 +22,7 @@ from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val, wide_order
 from qcompiler.backends.llvm.epilogue import Epilogue, Sources, load_pixels, store_pixels
 from qcompiler.backends.llvm.target import Target
 
-from .conv import Operands, Steps, tile_start
+from .conv import Operands, Steps, plus, tile_start
 
 Tap = tuple[int, int]
 Grouping = tuple[tuple[Tap, ...], ...]
@@ -108,7 +108,7 @@ def _cost(groups: Grouping, pixels: int, columns: int, step: int, dilation: int)
 
 def emit_depthwise(k: Kernel, config: DepthwiseConfig) -> None:
     """The body of a function with `conv.PARAMETERS`."""
-    at = Operands(*k.parameters)
+    at = Operands.of(k)
     for start, channels, bits in widths(config.channels, k.target):
         part = k.narrowed(bits)
         size = part.target.vector_bytes
@@ -124,10 +124,11 @@ def emit_depthwise(k: Kernel, config: DepthwiseConfig) -> None:
                 at.constants + b * constants,
                 at.tables,
                 at.out + start + channel + n * config.out.image,
+                plus(start, channel),
             )
             with k.loop(config.rows) as (row, _), k.loop(-(-config.columns // config.tile)) as (j, _):
                 _emit_tile(part, config, min(channels, size), here, row, tile_start(j, config.tile, config.columns))
-        at = Operands(at.x, at.residual, at.weights + blocks * weights, at.constants + blocks * constants, at.tables, at.out)
+        at = replace(at, weights=at.weights + blocks * weights, constants=at.constants + blocks * constants)
 
 
 def _block_sizes(config: DepthwiseConfig, target: Target) -> tuple[int, int]:
@@ -143,7 +144,7 @@ def _emit_tile(k: Kernel, config: DepthwiseConfig, nbytes: int, at: Operands, ro
         acc[:] = _window(k, config, x + r * config.tap[0], at.weights + r * size, acc)
     out = config.out.at(at.out, row, column)
     for p in range(config.tile):
-        sources = Sources(partial(_residual, k, config, at, row, column, p, nbytes), at.tables)
+        sources = Sources(partial(_residual, k, config, at, row, column, p, nbytes), at.tables, at.channel, nbytes)
         y = config.epilogue.apply(k, acc[p], at.constants, COUNT, sources)
         store_pixels(k, y, [config.out.at(out, 0, p)], COUNT, nbytes, config.epilogue.stored)
 

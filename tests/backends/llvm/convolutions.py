@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from llvmlite import ir
@@ -18,7 +18,7 @@ from qcompiler.backends.reference import operators
 from qcompiler.ir.graph import Value, apply
 from qcompiler.ir.integer import Clamp, IntConv, IntSum, Lookup, Requantize
 from qcompiler.ir.ops import Input, constant
-from qcompiler.ir.types import Quantization, TensorType, quantized
+from qcompiler.ir.types import Quantization, quantized
 from qcompiler.numerics.requantize import multiplier
 from qcompiler.passes.layouts import ARENA, Layout, dense_strides
 from qcompiler.passes.partition import Step
@@ -76,8 +76,9 @@ def build(case: Case, rng: np.random.Generator) -> Step:
 def _stage(word: str, y: Value, rng: np.random.Generator) -> list[Value]:
     if word == "clamp":
         return [apply(Clamp(-50, 40), y, name="clamped")]
-    if word == "lookup":
-        table = constant(rng.integers(-128, 128, 256).astype(np.int8), "table")
+    if word in ("lookup", "channel-lookup"):
+        size = 256 if word == "lookup" else (y.shape[3], 256)
+        table = constant(rng.integers(-128, 128, size).astype(np.int8), "table")
         return [apply(Lookup(y.type), y, table, name="looked")]
     if word in ("add", "add-swapped"):
         other = quantized_input(y.shape, 11, "other")
@@ -118,7 +119,9 @@ class Memory:
         start = -raw.ctypes.data % 64
         return raw[start : start + self.size]
 
-    def view(self, memory: NDArray[np.uint8], layout: Layout, shape: Sequence[int], halo: tuple[int, int, int, int] = (0, 0, 0, 0)) -> NDArray[np.uint8]:
+    def view(
+        self, memory: NDArray[np.uint8], layout: Layout, shape: Sequence[int], halo: tuple[int, int, int, int] = (0, 0, 0, 0)
+    ) -> NDArray[np.uint8]:
         top, bottom, left, right = halo
         n, h, w, c = shape
         start = layout.moved((0, -top, -left, 0)).offset
@@ -198,10 +201,3 @@ def check(case: Case, target: Target, seed: int = 0) -> None:
     np.testing.assert_array_equal(found, expected)
     p.memory.view(before, p.run.result, step.result.shape)[:] = expected
     np.testing.assert_array_equal(p.arena, before)
-
-
-def with_after(case: Case, *after: str) -> Case:
-    return replace(case, after=after)
-
-
-__all__ = ["Case", "TensorType", "check", "prepare", "with_after"]

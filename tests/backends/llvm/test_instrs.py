@@ -14,7 +14,11 @@ from qcompiler.backends.llvm.dsl import I32, Kernel
 from qcompiler.backends.llvm.instrs import INSTRS, Instr, vector_type
 from qcompiler.backends.llvm.target import TARGETS, Target
 
-EXTREMES = {8: (-128, -127, -1, 0, 1, 127), 16: (-(1 << 15) + 1, -32513, -1, 0, 1, (1 << 15) - 1), 32: (-(1 << 31), -40000, -1, 0, 40000, (1 << 31) - 1)}
+EXTREMES = {
+    8: (-128, -127, -1, 0, 1, 127),
+    16: (-(1 << 15) + 1, -32513, -1, 0, 1, (1 << 15) - 1),
+    32: (-(1 << 31), -40000, -1, 0, 40000, (1 << 31) - 1),
+}
 
 
 def target_with(feature: str) -> Target:
