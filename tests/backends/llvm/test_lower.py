@@ -37,7 +37,7 @@ def graph() -> Graph:
     x = Value(Input(float_type(*SHAPE)), (), float_type(*SHAPE), "image")
     q = apply(Quantize(quantized(SHAPE, Quantization.per_tensor(0.02, 3))), x, name="q")
     y = conv(conv(conv(q, 16, 3, "a", rng), 16, 3, "b", rng), 16, 3, "c", rng)
-    return Graph((x,), (apply(Dequantize(), conv(y, 10, 1, "d", rng), name="y"),), ("logits",))
+    return Graph((x,), (apply(Dequantize(), conv(y, 10, 3, "d", rng), name="y"),), ("logits",))
 
 
 @pytest.mark.parametrize("os", TRIPLES)
