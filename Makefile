@@ -13,8 +13,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
 
 lint: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/ruff check .; ruff=$$?; $(BIN)/mypy && exit $$ruff
 
 check: lint test
 
