@@ -42,13 +42,15 @@ def stage(tensors: Sequence[Tensor], start: int) -> tuple[tuple[Staged, ...], in
 def emit_float_entry(k: Kernel, run: Any, inputs: Sequence[Staged], outputs: Sequence[Staged]) -> None:
     """Body of `run_f32(inputs, outputs, arena)` around the integer entry `run`."""
     given, taken, arena = k.parameters
+    tables = [_array(k, len(inputs)), _array(k, len(outputs))]
     sources = [_pointer(k, given, i) for i in range(len(inputs))]
     results = [_pointer(k, taken, i) for i in range(len(outputs))]
     for s, p in zip(inputs, sources):
         if s.offset is not None:
             _each(k, s.tensor.size, p, 4, arena + s.offset, 1, _quantizer(k, s.tensor))
-    tables = [_table(k, staged, pointers, arena) for staged, pointers in ((inputs, sources), (outputs, results))]
-    k.b.call(run, [*tables, arena.ir])
+    for table, staged, pointers in zip(tables, (inputs, outputs), (sources, results)):
+        _write(k, table, staged, pointers, arena)
+    k.b.call(run, [*(t.ir for t in tables), arena.ir])
     for s, p in zip(outputs, results):
         if s.offset is not None:
             _each(k, s.tensor.size, arena + s.offset, 1, p, 4, _dequantizer(k, s.tensor))
@@ -58,12 +60,15 @@ def _pointer(k: Kernel, table: Ptr, index: int) -> Ptr:
     return Ptr(k, k.b.load((table + 8 * index).ir, typ=PTR))
 
 
-def _table(k: Kernel, staged: Sequence[Staged], pointers: Sequence[Ptr], arena: Ptr) -> Any:
-    """An array of pointers on the stack, staged places instead of the caller's."""
-    table = Ptr(k, k.b.alloca(PTR, size=max(1, len(staged))))
+def _array(k: Kernel, size: int) -> Ptr:
+    """An array of pointers on the stack; in the entry block, so that its place is fixed."""
+    return Ptr(k, k.b.alloca(PTR, size=max(1, size)))
+
+
+def _write(k: Kernel, table: Ptr, staged: Sequence[Staged], pointers: Sequence[Ptr], arena: Ptr) -> None:
+    """The caller's pointers, or staged places instead of them."""
     for i, (s, p) in enumerate(zip(staged, pointers)):
         k.b.store((p if s.offset is None else arena + s.offset).ir, (table + 8 * i).ir)
-    return table.ir
 
 
 def _each(k: Kernel, n: int, source: Ptr, read: int, target: Ptr, written: int, convert: Callable[[Any], Any]) -> None:
@@ -71,8 +76,8 @@ def _each(k: Kernel, n: int, source: Ptr, read: int, target: Ptr, written: int, 
     lanes = LANES if n >= LANES else 1
     kind = ir.VectorType(F32 if read == 4 else ir.IntType(8), lanes)
     with k.loop(-(-n // lanes)) as (i, _):
-        start = 0 if isinstance(i, int) else (i * lanes + 0)
-        at = start if isinstance(start, int) else start.minimum(n - lanes)
+        start = i * lanes
+        at = 0 if isinstance(start, int) else start.minimum(n - lanes)
         value = k.b.load((source + at * read).ir, align=1, typ=kind)
         k.b.store(convert(value), (target + at * written).ir, align=1)
 

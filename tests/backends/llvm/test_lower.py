@@ -69,10 +69,11 @@ def test_compiling_twice_gives_the_same_bytes(graph: Graph) -> None:
     assert compile_object(graph, TARGETS["x86-64-avx2"]).object == compile_object(graph, TARGETS["x86-64-avx2"]).object
 
 
-def test_no_call_leaves_the_object(graph: Graph) -> None:
-    for name in TARGETS:
-        code: ObjectCode = compile_object(graph, TARGETS[name])
-        assert not flatten(code.object).problems
+@pytest.mark.parametrize("name", TARGETS)
+def test_no_call_leaves_the_object(graph: Graph, name: str) -> None:
+    assert not flatten(compile_object(graph, TARGETS[name]).object).problems
+    windows: ObjectCode = compile_object(graph, TARGETS[name].for_os("windows"))
+    assert not [line for line in windows.assembly.splitlines() if "chkstk" in line]
 
 
 def test_constants_are_kept_once() -> None:
