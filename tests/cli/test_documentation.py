@@ -1,0 +1,67 @@
+"""What the documentation shows, done."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from shutil import which
+
+import numpy as np
+import pytest
+from command_line import Run
+
+import qcompiler
+
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.skipif(which("cc") is None, reason="no C compiler here")
+def test_c_example_runs(artifact: Path, tmp_path: Path) -> None:
+    (source,) = (b for b in blocks("docs/embedding.md", "c") if "int main" in b)
+    (tmp_path / "app.c").write_text(source)
+    command = ["cc", "-std=c11", "-Wall", "-Werror", "-I", str(artifact), "app.c", str(artifact / "model.a"), "-o", "app"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    printed = subprocess.run([tmp_path / "app"], capture_output=True, text=True, check=True).stdout.split()
+    expected = qcompiler.load(artifact).run({"input": np.zeros((1, 1, 8, 8), np.float32)})["logits"].ravel()
+    assert printed == [f"{x:g}" for x in expected]
+
+
+def test_python_example_runs(calib: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source,) = (b for b in blocks("README.md", "python") if "qcompiler.compile" in b)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(network.read_bytes())
+    images = np.load(calib)["input"][:8]
+    exec(source, {"batches": [{"input": images}], "x": images[:1]})
+    assert (tmp_path / "build/model/manifest.json").is_file()
+
+
+def test_commands_of_the_readme_run(run: Run, calib: Path, evaluation: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, path in (("model.onnx", network), ("calib.npz", calib), ("eval.npz", evaluation)):
+        Path(name).write_bytes(path.read_bytes())
+    lines = [line.split("#")[0].split() for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("qcompile ")]
+    assert len(lines) >= 6
+    for line in lines:
+        result = run(*line[1:])
+        assert result.exit_code == 0, f"{' '.join(line)}: {result.output}"
+
+
+def test_every_option_is_documented(run: Run) -> None:
+    text = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    for command in ("compile", "eval", "verify", "bench", "inspect", "targets"):
+        options = set(re.findall(r"(--[a-z-]+)", run(command, "--help").output)) - {"--help"}
+        assert {o for o in options if o not in text} <= {"--threads", "--seconds"}, command
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/cli.md", "docs/numerics.md", "docs/embedding.md"])
+def test_files_that_are_named_exist(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    named = re.findall(r"`((?:qcompiler|passes|backends|runtime|tests|docs|models)/[\w/.]*)`", text)
+    linked = [str(Path(document).parent / link) for link in re.findall(r"\]\(([\w/.]+)\)", text)]
+    assert not [p for p in named + linked if not (ROOT / p).exists()]
