@@ -23,7 +23,8 @@ import onnxruntime as ort
 from benchmarks.zoo import NETWORKS, Network
 from qcompiler.api import Program, QuantizedModel, build, quantize_model
 from qcompiler.backends.onnx import export_qdq
-from qcompiler.runtime.bench import cpu_name
+from qcompiler.runtime.bench import compare
+from qcompiler.runtime.cpu import cpu_name
 
 TARGETS = ("host", "x86-64", "x86-64-avx2", "x86-64-avx512vnni", "arm64", "arm64-dotprod")
 CERTIFIED = ("x86-64-avx2", "x86-64-avx512vnni", "arm64-dotprod")
@@ -75,20 +76,6 @@ def exactness(program: Program, references: Sequence[dict[str, Any]], inputs: Se
     return f"{equal}/{len(inputs)}"
 
 
-def latencies(calls: dict[str, Any], rounds: int = 15, seconds: float = 0.15) -> dict[str, float]:
-    """Median milliseconds of each call; rounds of all calls are interleaved."""
-    times: dict[str, list[float]] = {k: [] for k in calls}
-    for _ in range(rounds):
-        for k, call in calls.items():
-            call()
-            end = time.perf_counter() + seconds / 3
-            while time.perf_counter() < end:
-                t = time.perf_counter()
-                call()
-                times[k].append(time.perf_counter() - t)
-    return {k: 1000 * float(np.median(v)) for k, v in times.items()}
-
-
 def by_meaning(model: QuantizedModel, target: str) -> Program:
     """The program for `target`, by meaning where it is for this architecture but not for this CPU."""
     from qcompiler.backends.llvm.target import find_target, host_arch
@@ -111,9 +98,7 @@ def measure(net: Network, limit: int | None, exact: int) -> Row:
     programs = {t: by_meaning(model, t) for t in TARGETS}
     x = inputs[0]
     float_session, qdq_session = session(str(net.path)), session(qdq)
-    times = latencies(
-        {"float": lambda: float_session.run(None, x), "qdq": lambda: qdq_session.run(None, x), "ours": lambda: host.run(x)},
-    )
+    times = compare({"float": lambda: float_session.run(None, x), "qdq": lambda: qdq_session.run(None, x), "ours": lambda: host.run(x)}, 2.0)
     return Row(
         net.name,
         seconds,
@@ -125,9 +110,9 @@ def measure(net: Network, limit: int | None, exact: int) -> Row:
         {t: exactness(p, references, inputs) for t, p in programs.items()},
         {t: programs[t].certificate.ok for t in CERTIFIED},
         {t: round(p.image.code_size / 1024, 1) for t, p in programs.items()},
-        times["float"],
-        times["qdq"],
-        times["ours"],
+        times["float"].median,
+        times["qdq"].median,
+        times["ours"].median,
     )
 
 

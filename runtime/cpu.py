@@ -52,6 +52,17 @@ def cpu_flags() -> frozenset[str] | None:
     return frozenset(next(found, "").split()) or None
 
 
+@cache
+def cpu_name() -> str:
+    """The CPU's own name, for reports."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
 def missing_features(features: Iterable[str], arch: str) -> list[str]:
     """Those of `features` (LLVM's names) that this CPU lacks; none where the system does not tell."""
     flags, names = cpu_flags(), _FLAGS.get(arch, {})
