@@ -126,7 +126,7 @@ class Val:
         return self.map(lambda x, y: self.k.intrinsic("sadd.sat", x, y), other)
 
     def shl(self, amount: Val) -> Val:
-        """Left shift, per lane."""
+        """Left shift, per lane. By a constant: SSE has none by registers, and LLVM would go through floating point there."""
         return self.map(self.k.b.shl, amount)
 
     def shr(self, amount: Val) -> Val:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedModel
 from qcompiler.ir.graph import Value
-from qcompiler.ir.integer import Clamp, IntSum, Lookup, Requantize
+from qcompiler.ir.integer import Clamp, IntConv, IntSum, Lookup, Requantize
 from qcompiler.ir.ops import const_data
 from qcompiler.numerics.requantize import output_offset, requantize_biased, rounding_half
 
@@ -116,11 +116,13 @@ class Requant:
     hi: int = 127
 
     def emit(self, a: Val, r: Reader, count: int, sources: Sources) -> Val:
-        """numerics.requantize_biased over lanes that are registers."""
-        left = _spread(r.numbers(32, count, self.uniform), a) if self.left else None
+        """numerics.requantize_biased over lanes that are registers. Left shifts are products with powers of two: SSE has no left shift
+        per lane, and LLVM would go through floating point."""
+        if self.left:
+            a = a * _spread(r.numbers(32, count, self.uniform), a)
         right = _spread(r.numbers(32, count, self.uniform), a)
         q = _halved(r.numbers(16, count, self.uniform), a)
-        return requantize_biased(a, left, right, q, r.scalar(16)).clamp(self.lo, self.hi)
+        return requantize_biased(a, None, right, q, r.scalar(16)).clamp(self.lo, self.hi)
 
     def sizes(self, count: int) -> int:
         """Registers of constants."""
@@ -182,7 +184,29 @@ class Residual:
         return 3
 
 
-Stage = Requant | Clamped | Table | Residual
+@dataclass(frozen=True)
+class Addend:
+    """The residual operand of an `IntConv`: acc + m_o * r, in 32 bits, before anything is rounded; z_r is part of the bias."""
+
+    def emit(self, acc: Val, r: Reader, count: int, sources: Sources) -> Val:
+        if sources.residual is None:
+            raise ValueError("an epilogue with a residual needs its operand")
+        return acc + product_of_words(sources.residual().sext(32)[: len(acc)], _spread(r.lanes(32, count), acc))
+
+    def sizes(self, count: int) -> int:
+        return count
+
+
+Stage = Requant | Clamped | Table | Residual | Addend
+
+
+def product_of_words(x: Val, m: Val) -> Val:
+    """x * m for 32-bit lanes that hold 16-bit numbers, m not negative."""
+    k = x.k
+    if k.target.arch == "aarch64":
+        return x * m
+    products = k.reinterpret(x, 16).map(lambda a, b: instrs.MADD[k.target.vector_bits](k, a, b), k.reinterpret(m, 16))
+    return Val(k, products.regs, 32)
 
 
 def weighted_pair(x: Val, m: Val, y: Val, n: Val) -> Val:
@@ -216,7 +240,7 @@ class Epilogue:
     @property
     def has_residual(self) -> bool:
         """Whether another operand is added."""
-        return any(isinstance(s, Residual) for s in self.stages)
+        return any(isinstance(s, Residual | Addend) for s in self.stages)
 
     def block_bytes(self, target: Target, count: int) -> int:
         """Bytes of constants per block."""
@@ -269,6 +293,11 @@ def describe(epilogue: Sequence[Value], bias: NDArray[np.integer] | int, produce
     total = np.atleast_1d(np.asarray(bias, np.int64))
     first = epilogue[0]
     total = total + rounding_half(_ints(first.inputs[1])) if isinstance(first.op, Requantize) else total
+    if isinstance(producer.op, IntConv) and len(producer.inputs) > 3:
+        multipliers = _ints(producer.inputs[4])
+        total = total - multipliers * zero_point(producer.inputs[3])
+        d.stages.append(Addend())
+        d.numbers.append((multipliers, 32))
     for n, v in enumerate(epilogue):
         after = epilogue[n + 1] if n + 1 < len(epilogue) else None
         _describe_one(d, v, before, after)
@@ -298,7 +327,7 @@ def _describe_requantize(d: _Description, v: Value, op: Requantize) -> None:
     shift, q = np.broadcast_arrays(_ints(v.inputs[1]), _ints(v.inputs[2]))
     left = bool((shift < 0).any())
     d.stages.append(Requant(shift.size == 1, left, op.lo, op.hi))
-    amounts = [(np.maximum(-shift, 0), 32)] * left + [(np.maximum(shift, 0), 32)]
+    amounts = [(np.int64(1) << np.maximum(-shift, 0), 32)] * left + [(np.maximum(shift, 0), 32)]
     d.numbers.extend([*amounts, (q, 16), (np.array([output_offset(zero_point(v))]), 16)])
 
 

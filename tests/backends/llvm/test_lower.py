@@ -7,6 +7,7 @@ import pytest
 
 from qcompiler import runtime
 from qcompiler.backends import reference
+from qcompiler.backends.certificate import certify
 from qcompiler.backends.image import flatten
 from qcompiler.backends.llvm import weights
 from qcompiler.backends.llvm.lower import ObjectCode, compile_object
@@ -26,7 +27,9 @@ def conv(x: Value, channels: int, kernel: int, name: str, rng: np.random.Generat
     w = rng.integers(-127, 128, (channels, kernel, kernel, x.shape[3])).astype(np.int8)
     op = IntConv((1, 1), ((kernel // 2, kernel // 2),) * 2)
     acc = apply(op, x, constant(w, "w"), constant(rng.integers(-999, 999, channels).astype(np.int32), "b"), name=f"{name}.acc")
-    pairs = [multiplier(r / (74 * np.sqrt(w[0].size))) for r in rng.uniform(0.5, 2, channels)]
+    reals = rng.uniform(0.5, 2, channels) / (74 * np.sqrt(w[0].size))
+    reals[0] = 3.0  # shifts left
+    pairs = [multiplier(float(r)) for r in reals]
     shift, q = (constant(np.array([getattr(p, f) for p in pairs], np.int32), f) for f in ("shift", "q"))
     return apply(Requantize(quantized(acc.shape, Quantization.per_tensor(0.1, -100))), acc, shift, q, name=name)
 
@@ -67,6 +70,11 @@ def test_equal_layers_share_a_function(graph: Graph) -> None:
 
 def test_compiling_twice_gives_the_same_bytes(graph: Graph) -> None:
     assert compile_object(graph, TARGETS["x86-64-avx2"]).object == compile_object(graph, TARGETS["x86-64-avx2"]).object
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_integers_only(graph: Graph, name: str) -> None:
+    assert certify(compile_object(graph, TARGETS[name]).object, "model_run").findings == ()
 
 
 @pytest.mark.parametrize("name", TARGETS)
