@@ -92,7 +92,7 @@ def measure(net: Network, limit: int | None, exact: int) -> Row:
     host = build(model)
     seconds = time.perf_counter() - start
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    qdq = export_qdq(model.graphs.qdq_graph).SerializeToString()
+    qdq = export_qdq(model.graphs.exchange_graph).SerializeToString()
     inputs = [{name: x} for x, _ in net.batches("eval", exact)]
     references = [host.reference(x) for x in inputs]
     programs = {t: by_meaning(model, t) for t in TARGETS}

@@ -18,6 +18,7 @@ from qcompiler.ir.pointwise import Binary, Clip, PRelu
 from qcompiler.ir.types import DType, Quantization, TensorType, quantized
 
 from .quantize_weights import quantize_weights
+from .residuals import Residual, is_exact, residuals
 from .storage_points import is_movement, is_stored, sharing_groups
 
 SOFTMAX = Quantization.per_tensor(1 / 256, -128)
@@ -53,7 +54,7 @@ def _given(v: Value) -> Quantization | None:
 def _union(known: list[Quantization]) -> Quantization:
     lo = min(q.scale[0] * (q.qmin - q.zero_point[0]) for q in known)
     hi = max(q.scale[0] * (q.qmax - q.zero_point[0]) for q in known)
-    scale = (hi - lo) / 255
+    scale = float(np.float32((hi - lo) / 255))
     return Quantization.per_tensor(scale, int(np.clip(round(-128 - lo / scale), -128, 127)))
 
 
@@ -63,6 +64,20 @@ class _Inserter:
     quant: Mapping[Value, Quantization]
     means: Mapping[Value, NDArray[np.floating]]
     declined: Declined
+    spell_out: bool
+
+    def __post_init__(self) -> None:
+        candidates = residuals(self.graph)
+        self.residuals: dict[Value, Residual] = {}
+        for v, r in candidates.items():
+            x, other = self._quantization(v.inputs[0]), self._quantization(r.other)
+            if x is None or other is None or not is_exact(v, x, other):
+                self.declined(v, f"'{r.addition.name}' is not added in the accumulator: its other operand's scale is too fine beside the weights'")
+            else:
+                self.residuals[v] = r
+
+    def _quantization(self, v: Value) -> Quantization | None:
+        return v.inputs[0].type.quant if isinstance(v.op, Dequantize) else self.quant.get(v)
 
     def run(self) -> Graph:
         new: dict[Value, Value] = {}
@@ -73,7 +88,7 @@ class _Inserter:
         return Graph(inputs, tuple(new[v] for v in g.outputs), g.output_names)
 
     def _stored(self, old: Value, v: Value) -> Value:
-        if not is_stored(self.graph, old):
+        if not is_stored(self.graph, old) or (old in self.residuals and not self.spell_out):
             return v
         q = apply(Quantize(quantized(v.shape, self.quant[old])), v, name=v.name)
         return apply(Dequantize(), q, name=v.name)
@@ -92,7 +107,9 @@ class _Inserter:
         xq = x.inputs[0].type.quant if isinstance(x.op, Dequantize) else None
         if xq is None or not isinstance(w.op, Const):
             return inputs
-        made = quantize_weights(w.op.data, None if bias is None or not isinstance(bias.op, Const) else bias.op.data, xq, self._result(v), self.means.get(v.inputs[0]))
+        bias_data = None if bias is None or not isinstance(bias.op, Const) else bias.op.data
+        residual = self._quantization(self.residuals[v].other) if v in self.residuals else None
+        made = quantize_weights(w.op.data, bias_data, xq, self._result(v), self.means.get(v.inputs[0]), residual)
         for channel in made.raised:
             self.declined(v, f"the weight scale of output channel {channel} was raised so that bias and accumulator fit")
         zeros = (0,) * len(made.scale)
@@ -102,6 +119,8 @@ class _Inserter:
         return [x, _dequantized(made.weights, wq, w.name), _dequantized(made.bias, bq, name)]
 
     def _result(self, v: Value) -> Quantization | None:
+        if v in self.residuals:
+            return self._result(self.residuals[v].addition)
         user = self.graph.only_use(v)
         stored = user if user is not None and isinstance(user.op, Clip) else v
         if user is not None and isinstance(user.op, Quantize):
@@ -142,6 +161,11 @@ def insert_qdq(
     quantization: Mapping[Value, Quantization],
     means: Mapping[Value, NDArray[np.floating]] | None = None,
     declined: Declined | None = None,
+    spell_out: bool = False,
 ) -> Graph:
-    """The Q/DQ graph. `quantization` holds every stored value (see `share`); `means`, E[x] per channel of the last axis, corrects biases."""
-    return _Inserter(graph, quantization, means or {}, declined or Declined()).run()
+    """The Q/DQ graph. `quantization` holds every stored value (see `share`); `means`, E[x] per channel of the last axis, corrects biases.
+
+    A convolution whose residual is added in the accumulator is not quantized itself; `spell_out` quantizes it all the same,
+    for tools that know only operators between quantized tensors.
+    """
+    return _Inserter(graph, quantization, means or {}, declined if declined is not None else Declined(), spell_out).run()

@@ -4,6 +4,7 @@ With real values S (q - z), an operator's result in accumulator units is exact i
 scales; one Requantize with M = S_acc / S_y brings it to the result's quantization (Jacob et al. 2018, section 2.2):
 
     Conv          acc = sum x w + (b - z_x sum w)          S_acc = S_x S_w[o]
+    Conv + r      acc + m_o (r - z_r)                      m_o = S_r / (S_x S_w[o]), see `residuals`
     Add, Sub      acc = sum m_i (x_i - z_i)                m_i = round(+-S_i / S_y 2^k), S_acc = S_y 2^-k
     Mul, MatMul   acc = (sum) (a - z_a)(b - z_b)           S_acc = S_a S_b
     averages      acc = sum (x - z)                        S_acc = S_x / divisor
@@ -110,10 +111,19 @@ def lower_expression(x: Value, y: TensorType, source: Source, name: str) -> Valu
             return _clipped(lower_expression(inner, y, source, name), lo, hi, y)
         case Value(op=Clip(lo, hi), inputs=(inner,)) if inner.inputs[0].type.quant == y.quant:
             return apply(integer.Clamp(*clip_bounds(lo, hi, quant_of(y))), source(inner), name=name)
+        case Value(op=Add(), inputs=(Value(op=Conv()) as conv, Value(op=Dequantize()) as other)) | Value(
+            op=Add(), inputs=(Value(op=Dequantize()) as other, Value(op=Conv()) as conv)
+        ):
+            return _conv(conv.op, _operands(conv, source), y, name, source(other))  # type: ignore[arg-type]
+    return _lower_operator(x, _operands(x, source), y, name)
+
+
+def _operands(x: Value, source: Source) -> list[Value]:
+    """The integer operands of float value `x`."""
     operands = [i if isinstance(i.op, Const) else source(i) if isinstance(i.op, Dequantize) else None for i in x.inputs]
     if any(o is None for o in operands):
         raise _NoIntegerForm(f"{type(x.op).__name__} '{x.name}' reads a value that is not quantized: {[i.name for i in x.inputs]}")
-    return _lower_operator(x, [o for o in operands if o is not None], y, name)
+    return [o for o in operands if o is not None]
 
 
 def _lower_operator(x: Value, operands: Sequence[Value], y: TensorType, name: str) -> Value:
@@ -209,7 +219,7 @@ def weighted_sum(operands: Sequence[Value], signs: Sequence[int], y: TensorType,
     return requantized(acc, quant_of(y).scale[0] * 2.0**-k, y, name)
 
 
-def _conv(op: Conv, operands: Sequence[Value], y: TensorType, name: str) -> Value:
+def _conv(op: Conv, operands: Sequence[Value], y: TensorType, name: str, residual: Value | None = None) -> Value:
     x, w = operands[:2]
     data, wq = _constant(w), w.type.quant
     assert wq is not None
@@ -220,7 +230,8 @@ def _conv(op: Conv, operands: Sequence[Value], y: TensorType, name: str) -> Valu
     correction = quant_of(x.type).zero_point[0] * data.reshape(data.shape[0], -1).astype(np.int64).sum(1)
     bias = constant((own - correction).astype(np.int32), f"{name}.bias")
     made = integer.IntConv(op.strides, op.pads, op.dilations, op.groups)
-    return requantized(apply(made, x, w, bias, name=f"{name}.acc"), scales, y, name)
+    added = [] if residual is None else [residual, constant(np.rint(scale_of(residual) / scales).astype(np.int32), f"{name}.residual")]
+    return requantized(apply(made, x, w, bias, *added, name=f"{name}.acc"), scales, y, name)
 
 
 def _constant(v: Value) -> NDArray[np.generic]:

@@ -45,14 +45,16 @@ class Step:
 
     @property
     def residual(self) -> Value | None:
-        """The other operand of the residual addition in the epilogue, if there is one."""
+        """The other operand of a residual addition, in the accumulator or in the epilogue, if there is one."""
+        if isinstance(self.producer.op, IntConv) and len(self.producer.inputs) > 3:
+            return self.producer.inputs[3]
         return next((i for v in self.epilogue if isinstance(v.op, IntSum) for i in v.inputs if i not in self.values), None)
 
     @cached_property
     def operands(self) -> tuple[Value, ...]:
         """Values that the step reads from memory: the producer's operands, then the residual; constants are not among them."""
-        read = self.producer.inputs if self.residual is None else (*self.producer.inputs, self.residual)
-        return tuple(v for v in read if not isinstance(v.op, Const))
+        read = tuple(v for v in self.producer.inputs if not isinstance(v.op, Const))
+        return read if self.residual is None or self.residual in read[1:] else (*read, self.residual)
 
 
 def program_inputs(graph: Graph) -> tuple[Value, ...]:
@@ -163,7 +165,7 @@ def _residual_host(v: Value, graph: Graph, declined: Declined) -> Value | None:
 
 def _is_convolved(x: Value) -> bool:
     producer = _host_of(x)
-    return producer is not None and isinstance(producer.op, IntConv)
+    return producer is not None and isinstance(producer.op, IntConv) and len(producer.inputs) == 3
 
 
 def _why_not_add(x: Value, other: Value, v: Value, graph: Graph) -> str | None:

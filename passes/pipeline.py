@@ -47,6 +47,8 @@ class Quantized:
 
     float_graph: Graph
     qdq_graph: Graph
+    exchange_graph: Graph
+    """The Q/DQ graph with every convolution's result quantized, as other tools expect it."""
     integer_graph: Graph
     bounds: Mapping[Value, Bound]
     declined: Declined = field(repr=False)
@@ -65,9 +67,11 @@ def quantize(graph: Graph, batches: Batches, options: Options = Options(), progr
         simple = equalize(simple, calibrate(simple, preview, storage_points(simple)), declined)
     statistics = calibrate(simple, batches, storage_points(simple), progress)
     quantization = choose_all(simple, statistics, options.method)
-    qdq = verify(insert_qdq(simple, quantization, _means(simple, statistics) if options.correct_bias else None, declined), Stage.qdq)
+    means = _means(simple, statistics) if options.correct_bias else None
+    qdq = verify(insert_qdq(simple, quantization, means, declined), Stage.qdq)
+    exchange = verify(insert_qdq(simple, quantization, means, spell_out=True), Stage.qdq)
     integer = verify(lower_to_integers(qdq), Stage.integer)
-    return Quantized(simple, qdq, integer, prove_ranges(integer), declined)
+    return Quantized(simple, qdq, exchange, integer, prove_ranges(integer), declined)
 
 
 def choose_all(graph: Graph, statistics: Mapping[Value, Statistics], method: Method) -> dict[Value, Quantization]:

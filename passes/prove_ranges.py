@@ -118,8 +118,13 @@ def _conv(v: Value, operands: list[Interval]) -> Reach:
     lo, hi = min(lo, quant.zero_point[0]), max(hi, quant.zero_point[0])  # padding is the zero point
     positive, negative = np.maximum(flat, 0).sum(1), np.minimum(flat, 0).sum(1)
     b = bias.astype(np.int64)
-    magnitude = positive - negative
-    return positive * lo + negative * hi + b, positive * hi + negative * lo + b, magnitude * 255 + np.abs(b - 128 * (positive + negative)) + np.abs(b)
+    low, high = positive * lo + negative * hi + b, positive * hi + negative * lo + b
+    reach = (positive - negative) * 255 + np.abs(b - 128 * (positive + negative)) + np.abs(b)
+    if len(v.inputs) == 3:
+        return low, high, reach
+    m = np.asarray(const_data(v.inputs[4]), np.int64)
+    # r, not r - z, may be multiplied first: 2 * 255 covers it and the correction.
+    return low + m * operands[2][0], high + m * operands[2][1], reach + m * 2 * 255
 
 
 def _sum(v: Value, operands: list[Interval]) -> Reach:

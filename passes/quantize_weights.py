@@ -6,6 +6,9 @@ The channel's scale is raised by rule where that makes another part fail, never 
 30 bits, where the worst accumulator would leave 31, or where the requantization multiplier would leave its range (a dead
 channel has no scale of its own). Such channels are reported.
 
+Where a residual r is added to the accumulator, S_o is raised by less than one part in m so that m = S_r / (S_x S_o) is an integer:
+then acc + m (r - z_r) is exact.
+
 Bias correction (Nagel et al. 2019, "Data-Free Quantization", section 4.2; here with measured instead of assumed means):
 rounding weights shifts the mean of the output by (W_q S - W) E[x]; the bias takes it back.
 """
@@ -23,6 +26,9 @@ from qcompiler.numerics.requantize import FRACTION_BITS, MAX_RIGHT_SHIFT
 Array = NDArray[np.floating]
 MAX_BIAS = 1 << 30
 MAX_ACC = (1 << 31) - (1 << 30)
+MAX_RESIDUAL_MULTIPLIER = (1 << 15) - 1
+RAISED = 1.25
+"""A scale is reported as raised from this factor on."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,13 @@ class QuantizedWeights:
 
 
 def quantize_weights(
-    weights: Array, bias: Array | None, x: Quantization, out: Quantization | None, mean: Array | None = None, bits: int = 8
+    weights: Array,
+    bias: Array | None,
+    x: Quantization,
+    out: Quantization | None,
+    mean: Array | None = None,
+    residual: Quantization | None = None,
+    bits: int = 8,
 ) -> QuantizedWeights:
     """Weights [O,kh,kw,C/groups] read by an operand of quantization `x`; `out` is the result's quantization where known.
 
@@ -46,11 +58,19 @@ def quantize_weights(
     b = np.zeros(w.shape[0]) if bias is None else bias.astype(np.float64)
     own = np.abs(w).reshape(w.shape[0], -1).max(1) / ((1 << (bits - 1)) - 1)
     scale = np.maximum(own, _least_scale(w, b, x, out))
+    if residual is not None:
+        unit = residual.scale[0] / x.scale[0]
+        scale = unit / residual_multipliers(unit / scale)
     q = np.rint(w / scale.reshape(-1, *[1] * (w.ndim - 1)))
     if mean is not None:
         b = b - _mean_shift(q * scale.reshape(-1, *[1] * (w.ndim - 1)) - w, mean)
-    raised = tuple(int(i) for i in np.flatnonzero((scale > own) & (own > 0)))
+    raised = tuple(int(i) for i in np.flatnonzero((scale > own * RAISED) & (own > 0)))
     return QuantizedWeights(q.astype(np.int8), scale, np.rint(b / (x.scale[0] * scale)).astype(np.int32), raised)
+
+
+def residual_multipliers(ratio: Array) -> Array:
+    """m per channel: `ratio` = S_r / (S_x S_o) rounded down, so that S_o = S_r / (S_x m) is no finer than it was."""
+    return np.clip(np.floor(ratio), 1, MAX_RESIDUAL_MULTIPLIER)
 
 
 def _least_scale(w: Array, b: Array, x: Quantization, out: Quantization | None) -> Array:

@@ -55,7 +55,7 @@ def pad_spatial(x: Array, pads: Sequence[tuple[int, int]], value: int) -> Array:
     return np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=value)
 
 
-def _conv(op: integer.IntConv, v: Value, x: Array, w: Array, bias: Array) -> Array:
+def _conv(op: integer.IntConv, v: Value, x: Array, w: Array, bias: Array, *residual: Array) -> Array:
     quant = v.inputs[0].type.quant
     assert quant is not None
     padded = pad_spatial(x, op.pads, quant.zero_point[0])
@@ -68,7 +68,8 @@ def _conv(op: integer.IntConv, v: Value, x: Array, w: Array, bias: Array) -> Arr
         rows = cols.reshape(n * oh * ow, g, per * w.shape[1] * w.shape[2]).transpose(1, 0, 2)
         weights = w.transpose(0, 3, 1, 2).reshape(g, w.shape[0] // g, -1).transpose(0, 2, 1).astype(np.float64)
         acc = np.matmul(rows, weights).transpose(1, 0, 2).reshape(n, oh, ow, w.shape[0])
-    return np.asarray(acc.astype(np.int64) + bias.astype(np.int64))
+    total = acc.astype(np.int64) + bias.astype(np.int64)
+    return total + residual[1] * centered(v.inputs[3], residual[0]) if residual else total
 
 
 def _sum(op: integer.IntSum, v: Value, *xs: Array) -> Array:

@@ -61,7 +61,7 @@ def quantized(model: str, inputs: list[Input], quiet: bool) -> bytes:
 
     with progress("quantizing for onnxruntime", SYNTHETIC_SAMPLES, quiet) as advance:
         graphs = quantize_model(model, shapes={i.name: i.shape for i in inputs}, progress=advance).graphs
-    content: bytes = export_qdq(graphs.qdq_graph, DType.u8).SerializeToString()
+    content: bytes = export_qdq(graphs.exchange_graph, DType.u8).SerializeToString()
     return content
 
 

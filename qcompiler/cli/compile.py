@@ -184,7 +184,7 @@ def write_onnx(model: QuantizedModel, target: str, place: Path) -> dict[str, Any
     from qcompiler.backends.onnx import export_qdq, export_qoperator
 
     export = export_qdq if target == "onnx-qdq" else export_qoperator
-    content = export(model.graphs.qdq_graph).SerializeToString()
+    content = export(model.graphs.exchange_graph).SerializeToString()
     written_whole(place, content)
     return {"artifact": str(place), "target": target, "size": len(content), "synthetic": model.synthetic}
 

@@ -24,10 +24,15 @@ class IntConv(Conv):
     """acc = bias_o + sum x * w, over x [N,H,W,C] i8 padded with its zero point, w [O,kh,kw,C/groups] i8, bias [O] i32.
 
     The bias holds the zero-point correction -z_x * sum(w). Dense layers are 1x1 convolutions of [1,1,rows,K].
+    Two more operands, r (i8, of the result's shape) and m [O] i32 const in [1, 2^15), add a residual to the accumulator
+    before anything is rounded: acc + m_o * (r - z_r).
     """
 
-    def infer(self, x: TensorType, w: TensorType, b: TensorType | None = None) -> TensorType:
-        return _acc(super().infer(x, w, b).shape)
+    def infer(self, x: TensorType, w: TensorType, b: TensorType | None = None, *residual: TensorType) -> TensorType:
+        shape = super().infer(x, w, b).shape
+        if residual and (len(residual) != 2 or residual[0].shape != shape or residual[1].shape != w.shape[:1]):
+            raise ValueError(f"residual {', '.join(map(str, residual))} does not fit a result of {shape}")
+        return _acc(shape)
 
 
 @dataclass(frozen=True)

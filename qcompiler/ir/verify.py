@@ -88,7 +88,7 @@ INTEGER_TABLE: Table = {
     ops.Dequantize: Legal(FLOAT, (ACTIVATION,)),
     ops.Gather: Legal(INTEGER, (INTEGER, INDEX)),
     ops.ArgMax: Legal(INDEX, (ACTIVATION,)),
-    integer.IntConv: Legal(WORDS, (ACTIVATION, WEIGHTS, WORDS)),
+    integer.IntConv: Legal(WORDS, (ACTIVATION, WEIGHTS, WORDS, ACTIVATION, WORDS)),
     **_each(Legal(WORDS, (ACTIVATION,)), *ACCUMULATING),
     integer.Requantize: Legal(ACTIVATION, (WORDS,)),
     integer.Lookup: Legal(ACTIVATION, (ACTIVATION, BYTES)),
