@@ -21,7 +21,8 @@ Array = NDArray[Any]
 def loaders() -> ModuleType:
     """load_data.py of the zoo."""
     spec = importlib.util.spec_from_file_location("load_data", ZOO / "load_data.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -81,7 +81,8 @@ def measured(network: str, program: Program, images: Images, labels: NDArray[np.
 def table(results: list[Result]) -> Table:
     """The results for people."""
     shown = Table(title=f"Handwritten digits on {cpu_name()}, Python {platform.python_version()}", title_justify="left")
-    for heading in ("network", "target", "images", "float top-1", "int8 top-1", "bits of the reference", "one image, from Python", "image, weights, arena KB"):
+    accuracy = ("images", "float top-1", "int8 top-1", "bits of the reference")
+    for heading in ("network", "target", *accuracy, "one image, from Python", "image, weights, arena KB"):
         shown.add_column(heading)
     for r in results:
         same = "all equal" if r.same_bits else "[bold red]DIFFERENT[/]"

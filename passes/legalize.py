@@ -1,6 +1,8 @@
 """Rewrite float operators that have no integer form of their own into ones that have; name those that cannot be compiled.
 
-    a / b  ->  a * (1 / b)          the reciprocal is a table on b
+    a / b  ->  a * (1 / b)
+
+The reciprocal is a table on b.
 """
 
 from __future__ import annotations

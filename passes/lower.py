@@ -206,7 +206,7 @@ def rescaled(v: Value, y: TensorType, name: str) -> Value:
     if v.type.quant == y.quant:
         return v
     if isinstance(v.op, Const):
-        q = quant_of(y).quantize(quant_of(v.type).dequantize(v.op.data)).astype(np.int8)  # type: ignore[arg-type]
+        q = quant_of(y).quantize(quant_of(v.type).dequantize(v.op.data)).astype(np.int8)
         return constant(q, name, replace(y, shape=v.shape))
     return weighted_sum([v], [1], replace(y, shape=v.shape), name)
 
@@ -248,7 +248,7 @@ def _bias(b: Value, scales: NDArray[np.floating]) -> NDArray[np.int64]:
     own = np.broadcast_to(np.array(b.type.quant.scale), scales.shape)
     if np.allclose(own, scales, rtol=1e-6, atol=0):
         return data.astype(np.int64)
-    return np.rint(b.type.quant.dequantize(data) / scales).astype(np.int64)  # type: ignore[arg-type]
+    return np.rint(b.type.quant.dequantize(data) / scales).astype(np.int64)
 
 
 def _average_pool(op: AveragePool, x: Value, y: TensorType, name: str) -> Value:
@@ -271,7 +271,9 @@ def _resize(op: Resize, x: Value, y: TensorType, name: str) -> Value:
     return requantized(acc, scale_of(x) * 2.0 ** (-2 * TAP_BITS), y, name)
 
 
-def _integer_taps(taps: tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]] | None, size: int) -> tuple[tuple[int, ...], ...]:
+def _integer_taps(
+    taps: tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]] | None, size: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     if taps is None:
         return tuple(range(size)), tuple(range(size)), (0,) * size
     return taps[0], taps[1], tuple(round(t * (1 << TAP_BITS)) for t in taps[2])

@@ -21,7 +21,6 @@ from qcompiler.ir import integer
 from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.ops import Concat, Const, Pad, const_data
 from qcompiler.numerics.requantize import rounding_half
-from qcompiler.numerics.softmax import EXP_ONE
 
 LIMIT = 1 << 31
 Interval = tuple[int, int]
@@ -112,7 +111,9 @@ Reach = tuple[NDArray[np.int64] | int, NDArray[np.int64] | int, NDArray[np.int64
 def _conv(v: Value, operands: list[Interval]) -> Reach:
     w, bias = const_data(v.inputs[1]), const_data(v.inputs[2])
     quant = v.inputs[0].type.quant
-    assert w is not None and bias is not None and quant is not None
+    assert w is not None
+    assert bias is not None
+    assert quant is not None
     flat = w.reshape(w.shape[0], -1).astype(np.int64)
     lo, hi = (end + quant.zero_point[0] for end in operands[0])
     lo, hi = min(lo, quant.zero_point[0]), max(hi, quant.zero_point[0])  # padding is the zero point

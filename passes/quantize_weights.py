@@ -42,8 +42,8 @@ class QuantizedWeights:
 
 
 def quantize_weights(
-    weights: Array,
-    bias: Array | None,
+    weights: NDArray[np.generic],
+    bias: NDArray[np.generic] | None,
     x: Quantization,
     out: Quantization | None,
     mean: Array | None = None,

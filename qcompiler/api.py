@@ -38,6 +38,7 @@ Batches = Iterable[Mapping[str, Array]]
 SYNTHETIC_SAMPLES = 16
 REPORT_SAMPLES = 2
 GRAPH_FILE = "model.graph"
+DEFAULTS = Options()
 
 
 def compile(
@@ -46,7 +47,7 @@ def compile(
     calibration: Batches | None = None,
     *,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
-    options: Options = Options(),
+    options: Options = DEFAULTS,
     os: str = "linux",
     name: str = "model",
     progress: Callable[[int], None] | None = None,
@@ -67,7 +68,7 @@ def quantize_model(
     calibration: Batches | None = None,
     *,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
-    options: Options = Options(),
+    options: Options = DEFAULTS,
     progress: Callable[[int], None] | None = None,
 ) -> QuantizedModel:
     """The part of `compile` that is the same for all targets."""

@@ -120,7 +120,7 @@ def signal_to_noise(float_graph: Graph, integer_graph: Graph, values: Sequence[V
             assert v.type.quant is not None
             x = np.asarray(real[f], np.float64)
             power[v] += float((x**2).sum())
-            noise[v] += float(((x - v.type.quant.dequantize(integers[v])) ** 2).sum())  # type: ignore[arg-type]
+            noise[v] += float(((x - v.type.quant.dequantize(integers[v])) ** 2).sum())
     return {v: round(10 * float(np.log10(power[v] / noise[v])), 2) if power[v] and noise[v] else float("inf") for v, _ in pairs} if samples else {}
 
 

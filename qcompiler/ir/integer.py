@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .ops import Conv, Op, Pads, Reduce, _Pool
+from .ops import Conv, Op, Reduce, _Pool
 from .types import DType, TensorType
 
 

@@ -48,7 +48,8 @@ def _encode_graph(graph: Graph, arrays: dict[str, Any]) -> dict[str, Any]:
     index = {v: i for i, v in enumerate(graph.order)}
     return {
         "values": [
-            {"op": _encode(v.op, arrays), "inputs": [index[i] for i in v.inputs], "type": _encode(v.type, arrays), "name": v.name} for v in graph.order
+            {"op": _encode(v.op, arrays), "inputs": [index[i] for i in v.inputs], "type": _encode(v.type, arrays), "name": v.name}
+            for v in graph.order
         ],
         "inputs": [index[v] for v in graph.inputs],
         "outputs": [index[v] for v in graph.outputs],

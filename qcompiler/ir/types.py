@@ -6,6 +6,7 @@ A quantized element q stands for the real number ``scale * (q - zero_point)`` (J
 
 from __future__ import annotations
 
+import builtins
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
@@ -37,7 +38,7 @@ class DType(Enum):
         return np.dtype(self.value)
 
     @property
-    def is_float(self) -> bool:
+    def is_float(self) -> builtins.bool:
         """Whether elements are floating point."""
         return self.name.startswith("f")
 
@@ -86,12 +87,12 @@ class Quantization:
             shape[self.axis] = len(self.scale)
         return np.array(self.scale, np.float64).reshape(shape), np.array(self.zero_point, np.int64).reshape(shape)
 
-    def quantize(self, real: NDArray[np.floating]) -> NDArray[np.int64]:
+    def quantize(self, real: NDArray[np.generic]) -> NDArray[np.int64]:
         """``clip(round(real / scale) + zero_point)``, ties to even, as ONNX QuantizeLinear."""
         scale, zero = self.broadcast(real.ndim)
         return np.clip(np.rint(real.astype(np.float64) / scale) + zero, self.qmin, self.qmax).astype(np.int64)
 
-    def dequantize(self, q: NDArray[np.integer]) -> NDArray[np.float64]:
+    def dequantize(self, q: NDArray[np.generic]) -> NDArray[np.float64]:
         """``scale * (q - zero_point)``."""
         scale, zero = self.broadcast(q.ndim)
         return scale * (q.astype(np.int64) - zero)

@@ -103,7 +103,7 @@ class CheckedLanes:
 
     def _amount(self, amount: CheckedLanes) -> NDArray[np.int64]:
         values = self._check(amount)
-        if values.size and not (0 <= values.min() and values.max() < self.bits):
+        if values.size and (values.min() < 0 or values.max() >= self.bits):
             raise WidthError(f"shift by [{values.min()}, {values.max()}] of {self.bits}-bit lanes")
         return values
 
