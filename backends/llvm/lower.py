@@ -60,9 +60,7 @@ class ObjectCode:
 
 def compile_object(graph: Graph, target: Target, prefix: str = "model", steps: Sequence[Step] | None = None) -> ObjectCode:
     """Compile the integer `graph` for `target`; C symbols begin with `prefix`. Raises UnsupportedModel where a kernel is missing."""
-    plan = plan_memory(graph, partition(graph) if steps is None else steps)
-    launches = tuple(launch for action in plan.actions for launch in plan_action(action, target))
-    return _Linker(target, prefix).build(plan, _tensors(plan.inputs, _input_names(plan.inputs)), _tensors(plan.outputs, graph.output_names), launches)
+    return Linker(target, prefix).link(graph, partition(graph) if steps is None else steps)
 
 
 def _input_names(inputs: Iterable[Value]) -> list[str]:
@@ -80,7 +78,7 @@ def _tensor(v: Value, name: str) -> Tensor:
     return Tensor(name, v.shape, "float32", storage, v.type.quant.scale[0], v.type.quant.zero_point[0])
 
 
-class _Linker:
+class Linker:
     """One LLVM module under construction."""
 
     def __init__(self, target: Target, prefix: str) -> None:
@@ -89,6 +87,15 @@ class _Linker:
         self.constants = weights.Constants()
         self.symbol = weights.declare(self.module, f"{prefix}_constants")
         self.kernels = dict[tuple[Any, Any], Any]()
+
+    def link(self, graph: Graph, steps: Sequence[Step]) -> ObjectCode:
+        """Plan memory and launches, and compile."""
+        plan = plan_memory(graph, steps)
+        launches = tuple(launch for action in plan.actions for launch in plan_action(action, self.target))
+        return self.build(plan, _tensors(plan.inputs, _input_names(plan.inputs)), self._outputs(plan, graph, launches), launches)
+
+    def _outputs(self, plan: Plan, graph: Graph, launches: Sequence[Launch]) -> tuple[Tensor, ...]:
+        return _tensors(plan.outputs, graph.output_names)
 
     def build(self, plan: Plan, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], launches: tuple[Launch, ...]) -> ObjectCode:
         """Emit both entries and compile."""
@@ -110,8 +117,11 @@ class _Linker:
         bases |= {Buffer(Space.input, i): _pointer(k, given, i) for i in range(inputs)}
         bases |= {Buffer(Space.output, i): _pointer(k, taken, i) for i in range(outputs)}
         for launch, function in zip(launches, functions):
-            k.b.call(function, [self._argument(k, a, bases) for a in launch.arguments])
+            self._call(k, launch, function, bases)
         return k.ret(0), tuple(f.name for f in functions)
+
+    def _call(self, k: Kernel, launch: Launch, function: Any, bases: dict[Buffer, Ptr]) -> None:
+        k.b.call(function, [self._argument(k, a, bases) for a in launch.arguments])
 
     def _kernel(self, launch: Launch) -> Any:
         """The function of this configuration, emitted when it is first met."""

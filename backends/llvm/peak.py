@@ -1,0 +1,104 @@
+"""The CPU's own peak in the dot-product form in use: a loop of independent dot products that stay in registers.
+
+Every accumulator takes one dot product per round, none waits for memory, and the accumulators are stored only at the end. The
+weights pass an empty piece of assembly before each, so that LLVM can neither merge two dot products nor move a part of one out
+of the loop. What the loop reaches is the limit that kernels are measured against: percent of peak means percent of this.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numpy.typing import NDArray
+
+from qcompiler.runtime.arena import allocate
+
+from .codegen import Jitted, jit
+from .dot import GROUP, Dot, dot_of
+from .dsl import I32, Kernel, Val
+from .target import Target, host_target
+
+ROUNDS, REPEATS, ACCUMULATORS = 100_000, 30, 12
+
+
+@cache
+def peak_gops(target: Target | None = None) -> float:
+    """Billions of operations per second (two per multiply-accumulate) of one core: the best of several rounds."""
+    row = target or host_target()
+    count = accumulators(dot_of(row), row)
+    call, memory = _loop(row, count), _touched((count + 1) * row.vector_bytes)
+    seconds = min(_seconds(call, memory) for _ in range(REPEATS))
+    return 2 * GROUP * row.lanes * count * ROUNDS / seconds / 1e9
+
+
+@cache
+def read_gbs(target: Target | None = None, nbytes: int = 16 << 20) -> float:
+    """Billions of bytes per second that one core reads from `nbytes` of memory, over and over: the best of several rounds."""
+    row = target or host_target()
+    module = ir.Module("read")
+    k = Kernel(module, row, "read", ("source", "target"), I32, internal=False)
+    emit_read(k, nbytes)
+    k.ret(0)
+    call, memory = jit(module, row, ["read"])[0], _touched(nbytes + 64)
+    return float(nbytes / min(_seconds(call, memory) for _ in range(REPEATS)) / 1e9)
+
+
+def accumulators(dot: Dot, target: Target) -> int:
+    """How many dot products are in flight: enough to hide the latency of any, with room for operands and scratch."""
+    return min(ACCUMULATORS * (target.registers // 16), target.registers - dot.scratch - dot.steps - 1)
+
+
+def emit_peak(k: Kernel, count: int) -> None:
+    """ROUNDS times `count` dot products of the registers at parameters[0]; sums to parameters[1]."""
+    dot, size = dot_of(k.target), k.target.vector_bytes
+    source, target = k.parameters
+    x, w = dot.broadcast(k, source), k.load(source + 4, 8)
+    with k.loop(ROUNDS, [k.load(target, 32, count), w]) as (_, state):
+        sums, (w,) = state[0].regs, state[1].regs
+        results = list[Any]()
+        for a in sums:
+            w = _opaque(k, w)
+            results.append(dot.dot(k, a, x, w))
+        state[:] = [Val(k, tuple(results), 32), Val(k, (w,), 8)]
+    for i, a in enumerate(state[0].regs):
+        k.store(target + i * size, Val(k, (a,), 32))
+
+
+def emit_read(k: Kernel, nbytes: int) -> None:
+    """Every register of `nbytes` at parameters[0], combined so that none is left out."""
+    (source, target), size, at_once = k.parameters, k.target.vector_bytes, 8
+    with k.loop(nbytes // (size * at_once), [k.load(source, 8, at_once)]) as (i, state):
+        state[0] = state[0] ^ k.load(source + i * (size * at_once), 8, at_once)
+    for i, r in enumerate(state[0].regs):
+        k.store(target + i * size, Val(k, (r,), 8))
+
+
+def _opaque(k: Kernel, register: Any) -> Any:
+    """The same register, of which LLVM knows nothing any more; no instruction."""
+    kind = ir.FunctionType(register.type, [register.type])
+    return k.b.asm(kind, "", "=w,0" if k.target.arch == "aarch64" else "=x,0", [register], side_effect=True)
+
+
+def _loop(target: Target, count: int) -> Jitted:
+    module = ir.Module("peak")
+    k = Kernel(module, target, "peak", ("source", "target"), I32, internal=False)
+    emit_peak(k, count)
+    k.ret(0)
+    return jit(module, target, ["peak"])[0]
+
+
+def _touched(nbytes: int) -> NDArray[np.uint8]:
+    """Memory that begins on a page and is not the system's shared page of zeros."""
+    memory = allocate(nbytes)
+    memory.fill(1)
+    return memory
+
+
+def _seconds(call: Jitted, memory: Any) -> float:
+    start = perf_counter_ns()
+    call(memory.ctypes.data, memory.ctypes.data)
+    return (perf_counter_ns() - start) / 1e9
