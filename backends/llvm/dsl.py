@@ -184,12 +184,41 @@ def join(vals: Sequence[Val]) -> Val:
     return Val(vals[0].k, tuple(r for v in vals for r in v.regs), vals[0].bits)
 
 
-class Kernel:
-    """A function under construction: its target, module, parameters and the place where code goes."""
+@dataclass
+class Span:
+    """Which part of its split loops a kernel runs: rounds [n * first / WHOLE, n * last / WHOLE) of n.
 
-    def __init__(self, module: Any, target: Target, name: str, parameters: Sequence[str], returns: Any = None, internal: bool = True) -> None:
+    `units` is the greatest n met so far; `inside` is true while such a loop is open: loops within it run whole."""
+
+    first: Any
+    last: Any
+    units: int = 0
+    inside: bool = False
+
+
+WHOLE_BITS = 32
+WHOLE = 1 << WHOLE_BITS
+
+
+class Kernel:
+    """A function under construction: its target, module, parameters and the place where code goes.
+
+    `numbers` are the types of further parameters behind the pointers. `span`: the last two of them say which part is run."""
+
+    span: Span | None = None
+
+    def __init__(
+        self,
+        module: Any,
+        target: Target,
+        name: str,
+        parameters: Sequence[str],
+        returns: Any = None,
+        internal: bool = True,
+        numbers: Sequence[Any] = (),
+    ) -> None:
         self.module, self.target = module, target
-        kind = ir.FunctionType(returns or ir.VoidType(), [PTR] * len(parameters))
+        kind = ir.FunctionType(returns or ir.VoidType(), [PTR] * len(parameters) + list(numbers))
         self.function = ir.Function(module, kind, name)
         if internal:
             self.function.linkage = "internal"
@@ -199,7 +228,15 @@ class Kernel:
         for arg, word in zip(self.function.args, parameters):
             arg.name = word
             arg.add_attribute("noalias")
-        self.parameters = tuple(Ptr(self, arg) for arg in self.function.args)
+        self.parameters = tuple(Ptr(self, arg) for arg in self.function.args[: len(parameters)])
+        self.numbers: tuple[Any, ...] = tuple(self.function.args[len(parameters) :])
+
+    @classmethod
+    def divided(cls, module: Any, target: Target, name: str, parameters: Sequence[str]) -> Kernel:
+        """A function with two more parameters: the part of its split loops that it runs."""
+        k = cls(module, target, name, parameters, numbers=(I64, I64))
+        k.span = Span(*k.numbers)
+        return k
 
     def narrowed(self, bits: int) -> Kernel:
         """The same function, written on in vectors of `bits`."""
@@ -254,6 +291,61 @@ class Kernel:
         self.b.cbranch(self.b.icmp_unsigned("<", following, self.i64(n)), body, after)
         self.b.position_at_end(after)
         carried[:] = [_rebuilt(c, r) for c, r in zip(carried, final)]
+
+    @contextmanager
+    def split(self, n: int, here: bool = True) -> Iterator[Index | int]:
+        """As `loop(n)` without carried values, but a divided kernel runs only its part of the rounds. Of nested ones the outermost counts.
+
+        `here` False: an ordinary loop."""
+        span = self.span
+        if span is None or span.inside or not here:
+            with self.loop(n) as (i, _):
+                yield i
+            return
+        first, last = (self.b.lshr(self.b.mul(bound, self.i64(n)), self.i64(WHOLE_BITS)) for bound in (span.first, span.last))
+        before, body, after = self.b.block, self.function.append_basic_block("part"), self.function.append_basic_block("after")
+        self.b.cbranch(self.b.icmp_unsigned("<", first, last), body, after)
+        self.b.position_at_end(body)
+        span.units, span.inside = max(span.units, n), True
+        if n == 1:
+            yield 0
+            self.b.branch(after)
+        else:
+            index = self.b.phi(I64)
+            index.add_incoming(first, before)
+            yield Index(self, index)
+            following = self.b.add(index, self.i64(1), flags=["nuw", "nsw"])
+            index.add_incoming(following, self.b.block)
+            self.b.cbranch(self.b.icmp_unsigned("<", following, last), body, after)
+        self.b.position_at_end(after)
+        span.inside = False
+
+    @contextmanager
+    def rounds(self, n: Index, carry: Sequence[Carried]) -> Iterator[list[Carried]]:
+        """As `loop`, with a number of rounds that is known at run time and may be zero."""
+        carried, before, b = list(carry), self.b.block, self.b
+        test, body, after = (self.function.append_basic_block(name) for name in ("test", "body", "after"))
+        initial = [_registers(c) for c in carried]
+        b.branch(test)
+        b.position_at_end(test)
+        left = b.phi(I64)
+        left.add_incoming(n.ir, before)
+        phis = [[self._phi(r, before) for r in regs] for regs in initial]
+        b.cbranch(b.icmp_signed(">", left, self.i64(0)), body, after)
+        b.position_at_end(body)
+        carried[:] = [_rebuilt(c, p) for c, p in zip(carried, phis)]
+        yield carried
+        final = [_registers(c) for c in carried]
+        for phi, value in ((p, r) for ps, rs in zip(phis, final) for p, r in zip(ps, rs, strict=True)):
+            phi.add_incoming(value, b.block)
+        left.add_incoming(b.sub(left, self.i64(1)), b.block)
+        b.branch(test)
+        b.position_at_end(after)
+        carried[:] = [_rebuilt(c, p) for c, p in zip(carried, phis)]
+
+    def load_index(self, p: Ptr) -> Index:
+        """The number, not negative, in the 32 bits at `p`."""
+        return Index(self, self.b.zext(self.b.load(p.ir, align=4, typ=I32), I64))
 
     def _phi(self, initial: Any, before: Any) -> Any:
         phi = self.b.phi(initial.type)
@@ -331,6 +423,10 @@ class Kernel:
     def unbias(self, value: Val) -> Val:
         """Stored activations to signed values, and back: xor 0x80 where the target stores them offset by 128."""
         return value ^ value.splat(-128) if self.target.storage_offset else value
+
+    def unsigned(self, value: Val) -> Val:
+        """Stored activations as unsigned bytes, 128 more than they mean."""
+        return value if self.target.storage_offset else value ^ value.splat(-128)
 
     # --- lanes -------------------------------------------------------------------------------------------------------
 

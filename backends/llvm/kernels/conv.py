@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from qcompiler.backends.llvm.dot import GROUP, dot_of
 from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val, join, wide_order
 from qcompiler.backends.llvm.epilogue import Epilogue, Sources, load_pixels, store_pixels
+from qcompiler.backends.llvm.split import most_balanced
 from qcompiler.backends.llvm.target import Target
 
 PARAMETERS = ("x", "residual", "weights", "constants", "tables", "out")
@@ -142,7 +143,8 @@ def emit_conv(k: Kernel, config: ConvConfig) -> None:
     per_group = sum(s.blocks * _block_sizes(config, s, t)[0] for s in config.segments)
     constants = sum(s.blocks * _block_sizes(config, s, t)[1] for s in config.segments)
     base = Operands.of(k)
-    with k.loop(config.groups) as (g, _):
+    axis = split_axis(config)
+    with k.split(config.groups, axis == "groups") as g:
         here = Operands(
             base.x + g * config.x.group,
             base.residual + g * residual.group,
@@ -153,7 +155,7 @@ def emit_conv(k: Kernel, config: ConvConfig) -> None:
             g * config.channels,
         )
         for start, s in starts(config.segments, t):
-            _emit_segment(k, config, s, start, here)
+            _emit_segment(k, config, s, start, here, axis)
             weights, numbers = _block_sizes(config, s, t)
             here = replace(here, weights=here.weights + s.blocks * weights, constants=here.constants + s.blocks * numbers)
 
@@ -163,13 +165,30 @@ def _block_sizes(config: ConvConfig, s: Segment, t: Target) -> tuple[int, int]:
     return config.depth * s.count * t.vector_bytes, config.epilogue.block_bytes(t, s.count)
 
 
-def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, start: int, at: Operands) -> None:
+def split_axis(config: ConvConfig) -> str:
+    """Which loop threads share: the best balanced; of equal ones, blocks where weights are more to read than x is."""
+    segments = config.segments
+    area = config.images * config.rows * config.columns
+    heavy = config.depth * GROUP * config.channels > area * config.x.column
+    parts = {
+        "columns": [-(-config.columns // s.columns) for s in segments],
+        "rows": [-(-config.rows // s.rows) for s in segments],
+        "images": [config.images for _ in segments],
+        "groups": [config.groups],
+        "blocks": [s.blocks for s in segments],
+    }
+    costs = [float(s.blocks * s.count) for s in segments]
+    order = ("blocks", "rows", "columns", "images", "groups") if heavy else ("rows", "columns", "images", "groups", "blocks")
+    return most_balanced({name: list(zip(parts[name], costs if len(parts[name]) > 1 else [1.0])) for name in order})
+
+
+def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, start: int, at: Operands, axis: str) -> None:
     size = s.count * k.target.lanes
     rest = config.channels - start - (s.blocks - 1) * size
     if rest < size and s.blocks > 1:
         raise ValueError("only a segment of one block may be partly empty")
     weights, numbers = _block_sizes(config, s, k.target)
-    with k.loop(s.blocks) as (b, _), k.loop(config.images) as (n, _):
+    with k.split(s.blocks, axis == "blocks") as b, k.split(config.images, axis == "images") as n:
         block = Operands(
             at.x + n * config.x.image,
             _moved(at.residual, config.residual, n) + (b * size + start),
@@ -179,9 +198,9 @@ def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, start: int, at: Ope
             at.out + n * config.out.image + (b * size + start),
             plus(at.channel, b * size + start),
         )
-        with k.loop(-(-config.rows // s.rows)) as (i, _):
+        with k.split(-(-config.rows // s.rows), axis == "rows") as i:
             row = tile_start(i, s.rows, config.rows)
-            with k.loop(-(-config.columns // s.columns)) as (j, _):
+            with k.split(-(-config.columns // s.columns), axis == "columns") as j:
                 _emit_tile(k, config, s, min(rest, size), block, row, tile_start(j, s.columns, config.columns))
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from qcompiler.backends.llvm.dot import GROUP, XOperand, dot_of
 from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val, wide_order
 from qcompiler.backends.llvm.epilogue import Epilogue, Sources, load_pixels, store_pixels
+from qcompiler.backends.llvm.split import most_balanced
 from qcompiler.backends.llvm.target import Target
 
 from .conv import Operands, Steps, plus, tile_start
@@ -108,13 +109,13 @@ def _cost(groups: Grouping, pixels: int, columns: int, step: int, dilation: int)
 
 def emit_depthwise(k: Kernel, config: DepthwiseConfig) -> None:
     """The body of a function with `conv.PARAMETERS`."""
-    at = Operands.of(k)
+    at, axis = Operands.of(k), split_axis(config, k.target)
     for start, channels, bits in widths(config.channels, k.target):
         part = k.narrowed(bits)
         size = part.target.vector_bytes
         weights, constants = _block_sizes(config, part.target)
         blocks = -(-channels // size)
-        with k.loop(blocks) as (b, _), k.loop(config.images) as (n, _):
+        with k.split(blocks, axis == "blocks") as b, k.split(config.images, axis == "images") as n:
             channel = b * size
             residual = at.residual + start + channel
             here = Operands(
@@ -126,9 +127,20 @@ def emit_depthwise(k: Kernel, config: DepthwiseConfig) -> None:
                 at.out + start + channel + n * config.out.image,
                 plus(start, channel),
             )
-            with k.loop(config.rows) as (row, _), k.loop(-(-config.columns // config.tile)) as (j, _):
+            with k.split(config.rows, axis == "rows") as row, k.loop(-(-config.columns // config.tile)) as (j, _):
                 _emit_tile(part, config, min(channels, size), here, row, tile_start(j, config.tile, config.columns))
         at = replace(at, weights=at.weights + blocks * weights, constants=at.constants + blocks * constants)
+
+
+def split_axis(config: DepthwiseConfig, target: Target) -> str:
+    """Which loop threads share: the best balanced."""
+    parts = [(-(-n // target.narrowed(bits).vector_bytes), n) for _, n, bits in widths(config.channels, target)]
+    axes = {
+        "rows": [(config.rows, float(n)) for _, n in parts],
+        "blocks": [(blocks, float(n)) for blocks, n in parts],
+        "images": [(config.images, float(n)) for _, n in parts],
+    }
+    return most_balanced(axes)
 
 
 def _block_sizes(config: DepthwiseConfig, target: Target) -> tuple[int, int]:

@@ -71,7 +71,7 @@ def emit_matmul(k: Kernel, c: MatMulConfig) -> None:
     """The body of a function of ("a", "b", "y", "numbers", "constants", "tables")."""
     a, b, y, numbers, constants, tables = k.parameters
     zeros = [k.broadcast(numbers, 16), k.broadcast(numbers + 2, 16)]
-    with walk(k, c.batch, c.strides, [a, b, y]) as ((a, b, y), _), k.loop(-(-c.m // c.rows)) as (i, _):
+    with walk(k, c.batch, c.strides, [a, b, y]) as ((a, b, y), _), k.split(-(-c.m // c.rows)) as i:
         first = i * c.rows
         row = first.minimum(c.m - c.rows) if isinstance(first, Index) else first
         rows = [a + row * c.a + r * c.a for r in range(c.rows)]

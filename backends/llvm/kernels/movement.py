@@ -160,7 +160,7 @@ def _interleave(k: Kernel, c: CopyConfig, axes: tuple[int, int]) -> None:
     """16 bytes of each plane at a time, woven into 16 pixels."""
     plane, along = axes
     planes, n = c.shape[plane], c.shape[along]
-    with _others(k, c, axes) as (source, target), k.loop(-(-n // 16)) as (i, _):
+    with _others(k, c, axes) as (source, target), k.split(-(-n // 16)) as i:
         start = _inside(i, 16, n)
         woven = _woven(k, [_octets(k, source + start + p * c.source[plane], 16) for p in range(planes)])
         k.b.store(_flip_raw(k, woven, c.flip), (target + start * planes).ir, align=1)
@@ -187,9 +187,9 @@ def _tile(c: CopyConfig) -> tuple[int, tuple[int, int]] | None:
 
 def _transpose_tiles(k: Kernel, c: CopyConfig, side: int, axes: tuple[int, int]) -> None:
     read, written = axes
-    with _others(k, c, axes) as (source, target), k.loop(-(-c.shape[read] // side)) as (i, _):
+    with _others(k, c, axes) as (source, target), k.split(-(-c.shape[read] // side), c.shape[read] >= c.shape[written]) as i:
         u = _inside(i, side, c.shape[read])
-        with k.loop(-(-c.shape[written] // side)) as (j, _):
+        with k.split(-(-c.shape[written] // side)) as j:
             w = _inside(j, side, c.shape[written])
             rows = [_octets(k, source + u + w * c.source[written] + r * c.source[written], side) for r in range(side)]
             for r, row in enumerate(_transposed(k, rows)):

@@ -129,7 +129,7 @@ def load_exactly(k: Kernel, p: Ptr, nbytes: int) -> Val:
 def for_row(k: Kernel, n: int, body: Callable[[Index | int, int], None]) -> None:
     """body(start, nbytes) over n elements, a register at a time; the last one is moved back inside: some are done twice."""
     size = k.target.vector_bytes
-    with k.loop(-(-n // size)) as (i, _):
+    with k.split(-(-n // size)) as i:
         start = i * size
         body(start.minimum(n - size) if isinstance(start, Index) and n % size else start, min(n, size))
 
@@ -138,10 +138,11 @@ def for_blocks(k: Kernel, n: int, body: Callable[[Index | int, int], None]) -> N
     """body(block, nbytes) over the registers of n elements, the last one perhaps partly filled."""
     size = k.target.vector_bytes
     if n >= size:
-        with k.loop(n // size) as (i, _):
+        with k.split(n // size) as i:
             body(i, size)
     if n % size:
-        body(n // size, n % size)
+        with k.split(1):
+            body(n // size, n % size)
 
 
 # --- loop nests --------------------------------------------------------------------------------------------------------
@@ -165,14 +166,19 @@ class Nest:
 
 @contextmanager
 def walk(k: Kernel, shape: Sequence[int], strides: Sequence[Strides], pointers: Sequence[Ptr]) -> Iterator[tuple[list[Ptr], list[Index | int]]]:
-    """Loops over `shape`: within them, pointers moved along their strides, and the index on each axis."""
+    """Loops over `shape`, split on the longest axis: within them, pointers moved along their strides, and the index on each axis."""
     at, index = list(pointers), list[Index | int]()
     with ExitStack() as loops:
         for axis, n in enumerate(shape):
-            i, _ = loops.enter_context(k.loop(n))
+            i = loops.enter_context(k.split(n, n > 1 and axis == longest(shape)))
             at = [p + i * s[axis] for p, s in zip(at, strides)]
             index.append(i)
         yield at, index
+
+
+def longest(shape: Sequence[int]) -> int:
+    """The first of the axes with the most elements."""
+    return max(range(len(shape)), key=lambda a: shape[a])
 
 
 def nest(shape: Sequence[int], strides: Sequence[Strides], whole_rows: bool = False) -> Nest:
