@@ -49,7 +49,7 @@ def read_gbs(target: Target | None = None, nbytes: int = 16 << 20) -> float:
 
 def accumulators(dot: Dot, target: Target) -> int:
     """How many dot products are in flight: enough to hide the latency of any, with room for operands and scratch."""
-    return min(ACCUMULATORS * (target.registers // 16), target.registers - dot.scratch - dot.steps - 1)
+    return int(min(ACCUMULATORS * (target.registers // 16), target.registers - dot.scratch - dot.steps - 1))
 
 
 def emit_peak(k: Kernel, count: int) -> None:
