@@ -38,14 +38,17 @@ def _text(module: Any, target: Target) -> str:
     return str(module)
 
 
+# Code generation rewrites the module it is given, so each emission works on a copy: object and text are of the same code.
+
+
 def emit_object(module: Any, target: Target) -> bytes:
     """The relocatable object of an optimized module."""
-    return bytes(target.machine().emit_object(module))
+    return bytes(target.machine().emit_object(module.clone()))
 
 
 def emit_assembly(module: Any, target: Target) -> str:
     """The assembler text of an optimized module."""
-    return str(target.machine().emit_assembly(module))
+    return str(target.machine().emit_assembly(module.clone()))
 
 
 @dataclass(frozen=True, eq=False)

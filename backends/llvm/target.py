@@ -23,7 +23,7 @@ class Target:
     arch: str
     """x86_64 or aarch64."""
     cpu: str
-    """LLVM's name of the CPU whose schedule is used."""
+    """LLVM's name of the CPU whose schedule is used; what it has beyond `features` is switched off."""
     features: tuple[str, ...]
     """LLVM features that must be present at run time, and nothing more."""
     vector_bits: int
@@ -58,9 +58,10 @@ class Target:
 
     @property
     def llvm_features(self) -> str:
-        """The attribute string: required features, and whole vectors where the default would be half."""
+        """The attribute string: required features, none that `cpu` would add, and whole vectors where the default would be half."""
         tuning = ("-prefer-256-bit",) if self.vector_bits == 512 else ()
-        return ",".join((*(f"+{f}" for f in self.features), *tuning))
+        absent = (f"-{f}" for f in _EXTRAS if self.arch == "x86_64" and f not in self.features)
+        return ",".join((*(f"+{f}" for f in self.features), *absent, *tuning))
 
     @property
     def symbol_prefix(self) -> str:
@@ -105,8 +106,10 @@ TRIPLES = {
 _APPLE_ARCH = {"aarch64": "arm64"}
 
 _SSE = ("sse3", "ssse3", "sse4.1")
-_AVX2 = (*_SSE, "avx", "avx2")
-_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq")
+_AVX2 = (*_SSE, "sse4.2", "avx", "avx2")
+_AVX512 = (*_AVX2, "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq")
+_EXTRAS = ("cx16", "sahf", "popcnt", "crc32", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave", "avx512cd")
+"""What LLVM's x86-64-v3 and -v4, whose schedules are used, have beyond the features of the rows."""
 
 TARGETS: dict[str, Target] = {
     t.name: t
