@@ -23,6 +23,7 @@ from .lower import lower_to_integers
 from .prove_ranges import Bound, prove_ranges
 from .simplify import simplify
 from .storage_points import storage_points
+from .watch import watched
 
 Batches = Iterable[Mapping[str, NDArray[np.generic]]]
 
@@ -61,16 +62,20 @@ def quantize(graph: Graph, batches: Batches, options: Options = Options(), progr
     where an overflow cannot be excluded.
     """
     declined = Declined()
-    simple = verify(legalize(simplify(graph, declined), declined), Stage.float)
+    simple = simplify(watched("import", graph, Stage.float), declined)
+    simple = verify(watched("legalize", legalize(simple, declined)), Stage.float)
     if options.equalize:
         preview, batches = split_off(batches, PREVIEW_SAMPLES)
         simple = equalize(simple, calibrate(simple, preview, storage_points(simple)), declined)
+        watched("equalize", simple, Stage.float)
     statistics = calibrate(simple, batches, storage_points(simple), progress)
     quantization = choose_all(simple, statistics, options.method)
     means = _means(simple, statistics) if options.correct_bias else None
     qdq = verify(insert_qdq(simple, quantization, means, declined), Stage.qdq)
     exchange = verify(insert_qdq(simple, quantization, means, spell_out=True), Stage.qdq)
-    integer = verify(lower_to_integers(qdq), Stage.integer)
+    watched("insert_qdq", qdq)
+    watched("insert_qdq-exchange", exchange)
+    integer = verify(watched("lower", lower_to_integers(qdq)), Stage.integer)
     return Quantized(simple, qdq, exchange, integer, prove_ranges(integer), declined)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qcompiler.ir.graph import Declined, Graph
+from qcompiler.ir.verify import Stage
 
 from .affine_to_depthwise import affine_to_depthwise
 from .canonicalize import canonicalize
@@ -24,6 +25,7 @@ from .sink_reshapes import sink_reshapes
 from .sink_transposes import sink_transposes
 from .subpixel import subpixel
 from .turn_inputs import turn_inputs
+from .watch import watched
 
 Pass = Callable[[Graph, Declined | None], Graph]
 
@@ -54,7 +56,8 @@ def settle(graph: Graph, passes: tuple[Pass, ...], declined: Declined | None = N
     for _ in range(limit):
         before, reasons = graph, Declined()
         for run in passes:
-            graph = run(graph, reasons)
+            made = run(graph, reasons)
+            graph = made if made is graph else watched(run.__name__, made, Stage.float)
         if graph is before:
             if declined is not None:
                 declined.reasons.update(reasons.reasons)
