@@ -67,16 +67,19 @@ def _scaled(x: Value, scale: float, name: str) -> Value:
 
 
 def merge_constants(v: Value, sweep: Sweep) -> Value | None:
-    """(x + a) + b = x + (a + b), (x * a) * b = x * (a * b); x + 0 = x * 1 = x."""
+    """(x + a) + b = x + (a + b), (x * a) * b = x * (a * b); x + 0 = x * 1 = x.
+
+    Not where x + a has other readers: a convolution takes it up for all of them, and what they do with it may be one function of it.
+    """
     match v:
         case Value(Add(), (x, c)) if uniform(c) == 0 and fits(c, x):
             return x
         case Value(Mul(), (x, c)) if uniform(c) == 1 and fits(c, x):
             return x
-        case Value(Add(), (Value(Add(), (x, a)), b)) if (p := floats(a)) is not None and (q := floats(b)) is not None:
-            return apply(Add(), x, same_dtype(p + q, a, a.name), name=v.name)
-        case Value(Mul(), (Value(Mul(), (x, a)), b)) if (p := floats(a)) is not None and (q := floats(b)) is not None:
-            return apply(Mul(), x, same_dtype(p * q, a, a.name), name=v.name)
+        case Value(Add() | Mul() as op, (Value(op=inner, inputs=(x, a)) as y, b)) if type(inner) is type(op) and sweep.single_use(y):
+            if (p := floats(a)) is not None and (q := floats(b)) is not None:
+                merged = p + q if isinstance(op, Add) else p * q
+                return apply(op, x, same_dtype(merged, a, a.name), name=v.name)
     return None
 
 

@@ -25,6 +25,10 @@ SOFTMAX = Quantization.per_tensor(1 / 256, -128)
 """The quantization of probabilities, fixed: scale 1/256 reaches [0, 255/256]."""
 
 
+COARSER = 4.0
+"""What is joined with values of so much greater range is rescaled, a pass over it, rather than lose two bits for all its readers."""
+
+
 def fixed_quantization(v: Value) -> Quantization | None:
     """The quantization that a value has by its nature, whatever the data: that of probabilities."""
     return SOFTMAX if isinstance(v.op, Softmax) and not v.op.log else None
@@ -36,13 +40,22 @@ def share(graph: Graph, chosen: Mapping[Value, Quantization]) -> dict[Value, Qua
     `chosen` may lack members that only move elements. ValueError where a group has no choice at all.
     """
     result: dict[Value, Quantization] = {}
-    for group in sharing_groups(graph):
+    for group in sharing_groups(graph, lambda v, operand: _is_rescaled(graph, chosen, v, operand)):
         known = [q for v in group if (q := fixed_quantization(v) or _given(v) or chosen.get(v)) is not None]
         if not known:
             raise ValueError(f"no range is known for '{group[0].name}'")
         common = known[0] if len(set(known)) == 1 else _union(known)
         result |= dict.fromkeys(group, common)
     return result
+
+
+def _is_rescaled(graph: Graph, chosen: Mapping[Value, Quantization], v: Value, operand: Value) -> bool:
+    """Whether `operand` of the concatenation `v` keeps a scale of its own, being `COARSER` times finer and seen elsewhere too:
+    by another reader, or before it was moved."""
+    seen = len(graph.uses[operand]) > 1 or operand in graph.outputs or is_movement(operand)
+    if not (isinstance(v.op, Concat) and seen and v in chosen and operand in chosen):
+        return False
+    return chosen[operand].scale[0] * COARSER < chosen[v].scale[0]
 
 
 def _given(v: Value) -> Quantization | None:

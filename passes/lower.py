@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.errors import ProofError, UnsupportedModel
-from qcompiler.ir import integer, interpret
+from qcompiler.ir import integer
 from qcompiler.ir.graph import Graph, Value, apply
 from qcompiler.ir.ops import (
     ArgMax,
@@ -41,11 +41,12 @@ from qcompiler.ir.ops import (
     constant,
 )
 from qcompiler.ir.pointwise import Add, Clip, Max, Min, Mul, PRelu, Sub, Unary
-from qcompiler.ir.types import Quantization, TensorType, float_type
+from qcompiler.ir.types import Quantization, TensorType
 from qcompiler.numerics.requantize import multiplier
 from qcompiler.numerics.softmax import MAX_ELEMENTS, exp_table, log_tables
 
 from .storage_points import is_movement
+from .unary_function import images
 
 SUM_BITS = 14
 """Multipliers of sums have at most this many bits, so that nine-bit differences times them fit in 24."""
@@ -78,6 +79,8 @@ class _Lowering:
                 return replace(v, inputs=(new[q],))
             case Value(op=Dequantize(), inputs=(q,)):
                 return v if new[q] is q else replace(v, inputs=(new[q],))
+            case Value(inputs=inputs) if not v.type.dtype.is_float and any(new[i] is not i for i in inputs):
+                return replace(v, inputs=tuple(new[i] for i in inputs))
         return v
 
     def _quantized(self, v: Value, x: Value, new: dict[Value, Value]) -> Value:
@@ -289,10 +292,7 @@ def _softmax(op: Softmax, x: Value, y: TensorType, name: str) -> Value:
 def table_of(f: Value, x: TensorType, y: TensorType, name: str) -> Value:
     """The 256 results of the unary float value `f` on every int8 operand of type `x`, quantized as `y`."""
     reals = quant_of(x).dequantize(np.arange(-128, 128))
-    argument = Value(Input(float_type(256)), (), float_type(256), f"{name}.argument")
-    with np.errstate(all="ignore"):
-        results = interpret.compute(apply(f.op, argument, name=name), [reals.astype(np.float32)], np)
-    return constant(_finite_quantized(np.asarray(results), quant_of(y)), f"{name}.table")
+    return constant(_finite_quantized(images(f, reals), quant_of(y)), f"{name}.table")
 
 
 def _finite_quantized(results: NDArray[np.floating], q: Quantization) -> NDArray[np.int8]:

@@ -24,6 +24,7 @@ from .prove_ranges import Bound, prove_ranges
 from .simplify import simplify
 from .storage_points import storage_points
 from .watch import watched
+from .unary_function import sole_function
 
 Batches = Iterable[Mapping[str, NDArray[np.generic]]]
 
@@ -84,7 +85,10 @@ def choose_all(graph: Graph, statistics: Mapping[Value, Statistics], method: Met
 
     Outputs of the network are not clipped but given a margin: where the greatest of them saturate, answers tie.
     """
-    chosen = {v: widened(choose(s, MinMax()), OUTPUT_MARGIN) if v in graph.outputs else choose(s, method) for v, s in statistics.items()}
+    chosen = {
+        v: widened(choose(s, MinMax()), OUTPUT_MARGIN) if v in graph.outputs else choose(s, method, seen=sole_function(graph, v))
+        for v, s in statistics.items()
+    }
     return share(graph, chosen)
 
 
