@@ -28,6 +28,7 @@ from .ir.serialize import graph_to_bytes
 from .passes.calibrate import synthetic_batches
 from .passes.partition import Step, partition
 from .passes.pipeline import Options, Quantized, quantize
+from .passes.watch import dump
 from .report import Feeds, Report, build_report
 from .runtime.artifact import Interface
 
@@ -48,7 +49,7 @@ def compile(
     *,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     options: Options = DEFAULTS,
-    os: str = "linux",
+    os: str | None = None,
     name: str = "model",
     progress: Callable[[int], None] | None = None,
 ) -> Program:
@@ -56,7 +57,7 @@ def compile(
 
     `calibration` yields ``{input name: array}`` with one sample or a leading batch of them; without it, synthetic inputs are
     used, and accuracy is whatever they are worth. `shapes` fixes free dimensions by input name, `os` chooses the object
-    format, `name` prefixes the C symbols, and `progress` hears how many calibration samples have been seen.
+    format (None: that of the target), `name` prefixes the C symbols, and `progress` hears how many calibration samples have been seen.
 
     Raises UsageError, ModelError, UnsupportedModel or ProofError, all of them QCompilerError.
     """
@@ -74,7 +75,8 @@ def quantize_model(
     """The part of `compile` that is the same for all targets."""
     graph = import_model(model, shapes)
     kept = _Kept(calibration if calibration is not None else synthetic_batches(graph, SYNTHETIC_SAMPLES))
-    return QuantizedModel(quantize(graph, kept, options, progress), tuple(_first_samples(graph, kept.first)), calibration is None)
+    source = None if isinstance(model, onnx.ModelProto) else str(Path(model).resolve())
+    return QuantizedModel(quantize(graph, kept, options, progress), tuple(_first_samples(graph, kept.first)), calibration is None, source)
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class QuantizedModel:
     graphs: Quantized
     samples: tuple[Feeds, ...]
     synthetic: bool
+    source: str | None = None
+    """The file of the float network; None where it was a `ModelProto`."""
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -93,13 +97,17 @@ class QuantizedModel:
     @cached_property
     def report(self) -> Report:
         """What was done, layer by layer; measuring the errors takes a moment."""
-        return build_report(self.graphs, self.steps, self.samples)
+        return build_report(self.graphs, self.steps, self.samples, self.source)
 
 
-def build(model: QuantizedModel, target: str | Target = "host", *, os: str = "linux", name: str = "model") -> Program:
+def build(model: QuantizedModel, target: str | Target = "host", *, os: str | None = None, name: str = "model") -> Program:
     """Generate code for one target from a quantized model."""
-    row = (find_target(target) if isinstance(target, str) else target).for_os(os)
-    return Program(model, row, compile_object(model.graphs.integer_graph, row, name))
+    named = find_target(target) if isinstance(target, str) else target
+    row = named if os is None else named.for_os(os)
+    code = compile_object(model.graphs.integer_graph, row, name)
+    dump(f"{row.name}-{row.os}.ll", lambda: code.llvm)
+    dump(f"{row.name}-{row.os}.s", lambda: code.assembly)
+    return Program(model, row, code)
 
 
 @dataclass(frozen=True)

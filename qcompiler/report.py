@@ -25,7 +25,7 @@ Feeds = Mapping[str, NDArray[np.generic]]
 class Layer:
     """One kernel of the program. `fused` are the operators in its epilogue; `bound` is proven for every partial sum of its
     accumulators (below 2^31); `sqnr` is the signal to quantization noise ratio in dB against the float network, on the
-    samples that the compiler looked at (None: not measured)."""
+    samples that the compiler looked at (None: not measured, or without noise)."""
 
     name: str
     operator: str
@@ -47,6 +47,8 @@ class Report:
 
     layers: tuple[Layer, ...]
     declined: tuple[tuple[str, str], ...]
+    source: str | None = None
+    """The file of the float network, where it was one."""
 
     @property
     def macs(self) -> int:
@@ -63,11 +65,11 @@ class Report:
         return asdict(self) | {"macs": self.macs, "weight_bytes": self.weight_bytes}
 
 
-def build_report(quantized: Quantized, steps: Sequence[Step], samples: Sequence[Feeds] = ()) -> Report:
+def build_report(quantized: Quantized, steps: Sequence[Step], samples: Sequence[Feeds] = (), source: str | None = None) -> Report:
     """The report of a program whose kernels are `steps`; errors are measured on `samples` (none: not measured)."""
     noise = signal_to_noise(quantized.float_graph, quantized.integer_graph, [s.result for s in steps], samples)
     layers = tuple(_layer(s, quantized.bounds, noise.get(s.result)) for s in steps)
-    return Report(layers, tuple(quantized.declined.reasons))
+    return Report(layers, tuple(quantized.declined.reasons), source)
 
 
 def _layer(step: Step, bounds: Mapping[Value, Bound], noise: float | None) -> Layer:
@@ -109,7 +111,9 @@ def macs(v: Value) -> int:
 
 
 def signal_to_noise(float_graph: Graph, integer_graph: Graph, values: Sequence[Value], samples: Sequence[Feeds]) -> dict[Value, float]:
-    """10 log10(sum x^2 / sum (x - x_q)^2) of each integer value that has a float counterpart of the same name and shape."""
+    """10 log10(sum x^2 / sum (x - x_q)^2) of each integer value that has a float counterpart of the same name and shape.
+
+    Values without signal or without noise have no ratio."""
     twins = {v.name: v for v in float_graph.order}
     pairs = [(v, twins[v.name]) for v in values if v.type.quant is not None and v.name in twins and twins[v.name].shape == v.shape]
     power, noise = dict.fromkeys((v for v, _ in pairs), 0.0), dict.fromkeys((v for v, _ in pairs), 0.0)
@@ -121,7 +125,7 @@ def signal_to_noise(float_graph: Graph, integer_graph: Graph, values: Sequence[V
             x = np.asarray(real[f], np.float64)
             power[v] += float((x**2).sum())
             noise[v] += float(((x - v.type.quant.dequantize(integers[v])) ** 2).sum())
-    return {v: round(10 * float(np.log10(power[v] / noise[v])), 2) if power[v] and noise[v] else float("inf") for v, _ in pairs} if samples else {}
+    return {v: round(10 * float(np.log10(power[v] / noise[v])), 2) for v, _ in pairs if power[v] and noise[v]}
 
 
 def history(graph_by_stage: Mapping[str, Graph], name: str) -> Iterator[tuple[str, Value]]:

@@ -50,10 +50,10 @@ class Tally:
         self.signal[output] = self.signal.get(output, 0.0) + float((x**2).sum())
         self.noise[output] = self.noise.get(output, 0.0) + float(((x - ours) ** 2).sum())
 
-    def sqnr(self, output: str) -> float:
-        """Signal to quantization noise in dB."""
+    def sqnr(self, output: str) -> float | None:
+        """Signal to quantization noise in dB; None where there is no noise, or nothing but noise."""
         signal, noise = self.signal[output], self.noise[output]
-        return 10 * float(np.log10(signal / noise)) if signal and noise else float("inf")
+        return 10 * float(np.log10(signal / noise)) if signal and noise else None
 
 
 def classes(scores: Array) -> NDArray[np.int64]:
@@ -163,7 +163,7 @@ def show(facts: dict[str, Any]) -> None:
     rows = [("float", facts["float_top1"], None), ("compiled", facts["top1"], facts["agreement"])]
     show_table(f"{facts['artifact']} on {facts['samples']} samples", ["network", ">top-1 %", ">same class as float %"], rows)
     for name, ratio in facts["sqnr"].items():
-        say(f"{name}: signal to quantization noise {ratio:.1f} dB")
+        say(f"{name}: " + ("signal or noise is zero, so they have no ratio" if ratio is None else f"signal to quantization noise {ratio:.1f} dB"))
     if facts["top1"] is None:
         say("No labels were named, so accuracy is not known; name their array with --labels.")
 

@@ -34,6 +34,12 @@ def test_eval_beside_the_float_network(run: Run, artifact: Path, evaluation: Pat
     assert facts["sqnr"]["logits"] > 25
 
 
+def test_eval_knows_what_was_compiled(run: Run, artifact: Path, evaluation: Path, network: Path) -> None:
+    assert json.loads((artifact / "manifest.json").read_text())["report"]["source"] == str(network)
+    facts = json.loads(run("eval", artifact, "--data", evaluation, "--labels", "labels", "--limit", 20, "--json").stdout)
+    assert facts["float_top1"] is not None
+
+
 def test_eval_for_people(run: Run, artifact: Path, evaluation: Path, network: Path) -> None:
     result = run("eval", artifact, "--data", evaluation, "--labels", "labels", "--model", network, "--limit", 50)
     assert result.exit_code == 0
