@@ -7,7 +7,7 @@ so that `numerics.requantize_biased` writes code when it is given `Val`s. Operan
 registers of 16-bit lanes pack into one of 8-bit lanes that holds part 0 of the first, part 0 of the second, part 1 of
 the first ... and `sext` undoes it exactly. So an 8-bit register loaded from memory, widened to 32 bits (four registers),
 computed with, and narrowed again, is in memory order when it is stored; between, nobody needs to know the order. Constants
-per channel that meet wide lanes are permuted at compile time (`wide_order`). A bundle with too few registers to fill the
+per channel that meet wide lanes are permuted at compile time (`order.wide_order`). A bundle with too few registers to fill the
 narrower one is repeated within each part.
 
 `Ptr` and `Index` are addresses and 64-bit integers; offsets in bytes, constants folded here.
@@ -26,6 +26,7 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from . import instrs
+from .order import part_halves
 from .target import Target
 
 I8, I32, I64, PTR = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.PointerType()
@@ -441,7 +442,7 @@ class Kernel:
     def unpack(self, x: Any) -> tuple[Any, Any]:
         """One register in two of double width, within 128-bit parts."""
         lanes, bits = x.type.count, x.type.element.width
-        low, high = _part_halves(lanes, bits)
+        low, high = part_halves(lanes, bits)
         if self.target.parts == 1:
             return instrs.widen(self.b, instrs.pick(self.b, x, low), 2 * bits), instrs.widen(self.b, instrs.pick(self.b, x, high), 2 * bits)
         return self._extend(x, low), self._extend(x, high)
@@ -457,7 +458,7 @@ class Kernel:
         """Low and high halves of every part, lanes of x and y in turn (punpckl/h, zip1/2)."""
         (a,), (c,) = x.regs, y.regs
         lanes = a.type.count
-        halves = _part_halves(lanes, x.bits)
+        halves = part_halves(lanes, x.bits)
         low, high = (instrs.shuffle(self.b, a, c, [i for p in half for i in (p, lanes + p)]) for half in halves)
         return Val(self, (low,), x.bits), Val(self, (high,), x.bits)
 
@@ -474,13 +475,6 @@ class Kernel:
         return x.map(lambda r: instrs.pick(self.b, r, list(picks)))
 
 
-def _part_halves(lanes: int, bits: int) -> tuple[list[int], list[int]]:
-    """Lane numbers of the low and of the high half of every 128-bit part."""
-    part = 128 // bits
-    starts = range(0, lanes, part)
-    return [s + e for s in starts for e in range(part // 2)], [s + e for s in starts for e in range(part // 2, part)]
-
-
 def _registers(c: Val | Ptr | Index) -> tuple[Any, ...]:
     return c.regs if isinstance(c, Val) else (c.ir,)
 
@@ -489,20 +483,6 @@ def _rebuilt(c: Carried, regs: Sequence[Any]) -> Carried:
     if isinstance(c, Val):
         return cast(Carried, Val(c.k, tuple(regs), c.bits))
     return cast(Carried, type(c)(c.k, regs[0]))
-
-
-def wide_order(target: Target, bits: int, count: int) -> NDArray[np.int64]:
-    """Which of the `count * lanes(32)` consecutive channels each lane of a bundle holds.
-
-    `bits` 32: the order of a bundle of `count` registers of int32 that packs to consecutive bytes: register j, part l, element e holds
-    channel 4*count*l + 4*j + e. `bits` 16: the same for its `count / 2` packed registers (one, with repeats, where count is 1).
-    """
-    lanes = target.lanes * count
-    channel = np.arange(lanes).reshape(target.parts, count, 4).transpose(1, 0, 2)
-    if bits == 32:
-        return channel.reshape(-1)
-    pairs = channel if count > 1 else np.repeat(channel, 2, axis=0)
-    return pairs.reshape(-1, 2, target.parts, 4).transpose(0, 2, 1, 3).reshape(-1)
 
 
 def rodata(module: Any, name: str, data: bytes) -> Any:

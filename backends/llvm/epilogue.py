@@ -1,7 +1,7 @@
 """What every kernel does with its accumulators: requantize, activate, add the residual. Written once.
 
 A kernel works on **blocks** of `count` (1, 2 or 4) registers of int32 accumulators, that is `count * lanes` consecutive channels
-(or elements) in `dsl.wide_order`. It uses four functions here, with the block's `constants` pointer and an `Epilogue`:
+(or elements) in `order.wide_order`. It uses four functions here, with the block's `constants` pointer and an `Epilogue`:
 
     acc = epilogue.initial(k, constants, count)        # bias and rounding half: start the accumulators with it
     ... acc += x * w ...                               # count registers per pixel; join up to 4 / count pixels
@@ -31,8 +31,9 @@ from qcompiler.ir.ops import const_data
 from qcompiler.numerics.requantize import output_offset, requantize_biased, rounding_half
 
 from . import instrs
-from .dsl import Index, Kernel, Ptr, Val, wide_order
+from .dsl import Index, Kernel, Ptr, Val
 from .lookup import TABLE, emit_channel_lookup, emit_lookup
+from .order import wide_order
 from .target import Target
 
 Ints = NDArray[np.int64]

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.backends.llvm.dot import GROUP, dot_of
-from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val, join, wide_order
+from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val, join
 from qcompiler.backends.llvm.epilogue import Epilogue, Sources, load_pixels, store_pixels
+from qcompiler.backends.llvm.order import wide_order
 from qcompiler.backends.llvm.split import most_balanced
 from qcompiler.backends.llvm.target import Target
 

@@ -10,9 +10,10 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from qcompiler.backends.llvm.codegen import jit
-from qcompiler.backends.llvm.dsl import Kernel, MixedWidths, Ptr, wide_order
+from qcompiler.backends.llvm.dsl import Kernel, MixedWidths, Ptr
 from qcompiler.backends.llvm.epilogue import load_pixels, pixel_order, store_pixels
 from qcompiler.backends.llvm.lookup import emit_lookup
+from qcompiler.backends.llvm.order import wide_order
 from qcompiler.backends.llvm.target import TARGETS, Target
 from qcompiler.numerics.requantize import output_offset, requantize, requantize_biased, rounding_half
 
