@@ -76,8 +76,10 @@ class _Inserter:
     graph: Graph
     quant: Mapping[Value, Quantization]
     means: Mapping[Value, NDArray[np.floating]]
+    covariances: Mapping[Value, NDArray[np.float64]]
     declined: Declined
     spell_out: bool
+    weight_bits: int
 
     def __post_init__(self) -> None:
         candidates = residuals(self.graph)
@@ -122,7 +124,7 @@ class _Inserter:
             return inputs
         bias_data = None if bias is None or not isinstance(bias.op, Const) else bias.op.data
         residual = self._quantization(self.residuals[v].other) if v in self.residuals else None
-        made = quantize_weights(w.op.data, bias_data, xq, self._result(v), self.means.get(v.inputs[0]), residual)
+        made = quantize_weights(w.op.data, bias_data, xq, self._result(v), self.means.get(v.inputs[0]), residual, self.covariances.get(v), self.weight_bits)
         for channel in made.raised:
             self.declined(v, f"the weight scale of output channel {channel} was raised so that bias and accumulator fit")
         zeros = (0,) * len(made.scale)
@@ -175,10 +177,13 @@ def insert_qdq(
     means: Mapping[Value, NDArray[np.floating]] | None = None,
     declined: Declined | None = None,
     spell_out: bool = False,
+    covariances: Mapping[Value, NDArray[np.float64]] | None = None,
+    weight_bits: int = 8,
 ) -> Graph:
     """The Q/DQ graph. `quantization` holds every stored value (see `share`); `means`, E[x] per channel of the last axis, corrects biases.
 
     A convolution whose residual is added in the accumulator is not quantized itself; `spell_out` quantizes it all the same,
-    for tools that know only operators between quantized tensors.
+    for tools that know only operators between quantized tensors. `covariances` of the inputs of convolutions make rounding of second order;
+    `weight_bits` is the width of convolution weights.
     """
-    return _Inserter(graph, quantization, means or {}, declined if declined is not None else Declined(), spell_out).run()
+    return _Inserter(graph, quantization, means or {}, covariances or {}, declined if declined is not None else Declined(), spell_out, weight_bits).run()

@@ -2,6 +2,8 @@
 
     S_o = max |W_o| / 127            W_q = round(W / S_o)            b_q = round(b / (S_x S_o))
 
+Rounding is to the nearest, or of second order where the covariance of the inputs is known (`round_weights`).
+
 The channel's scale is raised by rule where that makes another part fail, never clipped in silence: where the bias would leave
 30 bits, where the worst accumulator would leave 31, or where the requantization multiplier would leave its range (a dead
 channel has no scale of its own). Such channels are reported.
@@ -22,6 +24,8 @@ from numpy.typing import NDArray
 
 from qcompiler.ir.types import Quantization
 from qcompiler.numerics.requantize import FRACTION_BITS, MAX_RIGHT_SHIFT
+
+from .round_weights import round_weights
 
 Array = NDArray[np.floating]
 MAX_BIAS = 1 << 30
@@ -48,11 +52,13 @@ def quantize_weights(
     out: Quantization | None,
     mean: Array | None = None,
     residual: Quantization | None = None,
+    covariance: Array | None = None,
     bits: int = 8,
 ) -> QuantizedWeights:
     """Weights [O,kh,kw,C/groups] read by an operand of quantization `x`; `out` is the result's quantization where known.
 
-    Where `mean`, E[x] per input channel [C], is given, the bias is corrected.
+    Where `mean`, E[x] per input channel [C], is given, the bias is corrected; where `covariance` is (see `covariances`), rounding is of
+    second order.
     """
     w = weights.astype(np.float64)
     b = np.zeros(w.shape[0]) if bias is None else bias.astype(np.float64)
@@ -61,7 +67,8 @@ def quantize_weights(
     if residual is not None:
         unit = residual.scale[0] / x.scale[0]
         scale = unit / residual_multipliers(unit / scale)
-    q = np.rint(w / scale.reshape(-1, *[1] * (w.ndim - 1)))
+    greatest = (1 << (bits - 1)) - 1
+    q = np.rint(w / scale.reshape(-1, 1, 1, 1)) if covariance is None else round_weights(w, scale, covariance, greatest)
     if mean is not None:
         b = b - _mean_shift(q * scale.reshape(-1, *[1] * (w.ndim - 1)) - w, mean)
     raised = tuple(int(i) for i in np.flatnonzero((scale > own * RAISED) & (own > 0)))

@@ -20,7 +20,7 @@ from qcompiler.ir.graph import Graph, Value
 from .samples import Feeds, samples, synthetic_batches
 from .statistics import Statistics, combine, observe
 
-__all__ = ["Statistics", "calibrate", "synthetic_batches"]
+__all__ = ["Statistics", "calibrate", "samples", "session", "synthetic_batches"]
 
 
 def calibrate(
@@ -31,12 +31,12 @@ def calibrate(
     Raises UsageError for batches that do not fit the inputs, for no batch at all, and where a value becomes NaN or infinite.
     """
     exported = export(graph, values)
-    session = _session(exported)
+    runner = session(exported)
     names = list(dict.fromkeys(exported.names[v] for v in values))
     result: dict[Value, Statistics] = {}
     done = 0
     for feeds in (s for batch in batches for s in samples(graph, batch)):
-        tensors = dict(zip(names, session.run(names, feeds) if names else []))
+        tensors = dict(zip(names, runner.run(names, feeds) if names else []))
         for v in values:
             result[v] = combine(result.get(v), _observed(v, tensors[exported.names[v]], exported))
         done += 1
@@ -47,7 +47,8 @@ def calibrate(
     return result
 
 
-def _session(exported: Exported) -> ort.InferenceSession:
+def session(exported: Exported) -> ort.InferenceSession:
+    """onnxruntime on all cores for an exported graph."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = cpu_count() or 1

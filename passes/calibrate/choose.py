@@ -52,7 +52,7 @@ class Mse:
     convolutional networks, it had the least or nearly least divergence from the float outputs; see docs/calibration.md.
     """
 
-    power: float = 2.4
+    power: float = 2.0
     candidates: int = 48
 
 

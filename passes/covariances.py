@@ -1,0 +1,77 @@
+"""What the inputs of convolutions look like: the covariance of their windows, on some samples.
+
+    H = E (x - E x)(x - E x)^T        x the kh * kw * C/groups numbers under a window, one H per group
+
+Windows are thinned to some hundred per sample: neighbours say much the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from qcompiler.frontend.export import export
+from qcompiler.ir.graph import Graph, Value
+from qcompiler.ir.ops import Const, Conv
+
+from .calibrate import session
+
+Floats = NDArray[np.float64]
+Feeds = Mapping[str, NDArray[np.generic]]
+
+WINDOWS = 512
+"""Windows per sample."""
+LARGEST = 2304
+"""Convolutions of more weights per output than this keep plain rounding: H and its inverse grow with the square and the cube."""
+
+
+def covariances(graph: Graph, samples: Sequence[Feeds]) -> dict[Value, Floats]:
+    """[groups, K, K] of every convolution of constant weights, K = kh * kw * C/groups in the order of the weights."""
+    convs = [v for v in graph.order if isinstance(v.op, Conv) and isinstance(v.inputs[1].op, Const) and np.prod(v.inputs[1].shape[1:]) <= LARGEST]
+    read = list(dict.fromkeys(v.inputs[0] for v in convs if not isinstance(v.inputs[0].op, Const)))
+    exported = export(graph, read)
+    runner = session(exported)
+    names = list(dict.fromkeys(exported.names[v] for v in read))
+    sums = {v: _Moments() for v in convs}
+    for feeds in samples:
+        tensors = dict(zip(names, runner.run(names, dict(feeds)) if names else []))
+        for v in convs:
+            x = tensors[exported.names[v.inputs[0]]]
+            sums[v].add(windows(v, np.transpose(x, np.argsort(exported.perms[v.inputs[0]]))))
+    return {v: moments.covariance() for v, moments in sums.items() if moments.count}
+
+
+def windows(v: Value, x: NDArray[np.floating]) -> Floats:
+    """Some windows of x [N,H,W,C] under convolution `v`: [groups, n, K]."""
+    op, w = v.op, v.inputs[1].shape
+    assert isinstance(op, Conv)
+    padded = np.pad(x, ((0, 0), *op.pads, (0, 0)))
+    (dh, dw), (sh, sw) = op.dilations, op.strides
+    every = sliding_window_view(padded, (dh * (w[1] - 1) + 1, dw * (w[2] - 1) + 1), axis=(1, 2))[:, ::sh, ::sw, :, ::dh, ::dw]
+    n, oh, ow = every.shape[:3]
+    step = max(1, n * oh * ow // WINDOWS)
+    picked = np.arange(step // 2, n * oh * ow, step)
+    rows = every[np.unravel_index(picked, (n, oh, ow))]  # [picked, C, kh, kw]
+    grouped = rows.reshape(len(picked), op.groups, -1, *w[1:3]).transpose(1, 0, 3, 4, 2)
+    return grouped.reshape(op.groups, len(picked), -1).astype(np.float64)
+
+
+class _Moments:
+    """Running sums of windows and their products."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum: Floats | float = 0.0
+        self.products: Floats | float = 0.0
+
+    def add(self, x: Floats) -> None:
+        self.count += x.shape[1]
+        self.sum = self.sum + x.sum(1)
+        self.products = self.products + x.transpose(0, 2, 1) @ x
+
+    def covariance(self) -> Floats:
+        mean = np.asarray(self.sum) / self.count
+        return np.asarray(self.products) / self.count - mean[:, :, None] * mean[:, None, :]
