@@ -29,6 +29,7 @@ from .passes.calibrate import synthetic_batches
 from .passes.partition import Step, partition
 from .passes.pipeline import Options, Quantized, quantize
 from .passes.watch import dump
+from .profile import Profile, profile
 from .report import Feeds, Report, build_report
 from .runtime.artifact import Interface
 
@@ -172,6 +173,10 @@ class Program:
     def reference(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The same program in numpy: equal to `run`, bit for bit."""
         return reference_run(self.graph, feeds)
+
+    def profile(self, feeds: Mapping[str, Array], seconds: float = 1.0) -> Profile:
+        """Where the time goes, layer by layer, against this CPU's peak: measured on a build with time stamps. One thread."""
+        return profile(self.graph, self.target, feeds, seconds, self.model.steps)
 
     def save(self, folder: str | PathLike[str], share: bool = True) -> None:
         """Write the artifact: object, static library, header, image, shared library where a linker is found, manifest."""

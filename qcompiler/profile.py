@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from . import runtime
 from .backends.image import flatten
 from .backends.llvm.launch import Launch
-from .backends.llvm.peak import peak_gops, read_gbs
+from .backends.llvm.peak import PeakMeter, read_gbs
 from .backends.llvm.profile import STAMPS, compile_profiled
 from .backends.llvm.target import Target
 from .errors import UsageError
@@ -99,24 +99,25 @@ def profile(graph: Graph, target: Target, feeds: Feeds, seconds: float = 1.0, st
     code = compile_profiled(graph, target, steps=kernels)
     image = flatten(code.object)
     program = runtime.Program.of_image(code.interface, image.data, image.entries)
-    times = _medians(program, feeds, seconds)
-    peak, bandwidth = peak_gops(target), read_gbs(target)
+    times, peak = _medians(program, PeakMeter(target), feeds, seconds)
+    bandwidth = read_gbs(target)
     found = {s.result.name: s for s in kernels}
     layers = (_layer(name, launches, t, found.get(name), peak, bandwidth) for name, launches, t in _grouped(code.launches, times))
     return Profile(cpu_name(), target.name, peak, bandwidth, float(times.sum()), tuple(layers))
 
 
-def _medians(program: runtime.Program, feeds: Feeds, seconds: float) -> NDArray[np.float64]:
-    """Median milliseconds of every launch."""
+def _medians(program: runtime.Program, meter: PeakMeter, feeds: Feeds, seconds: float) -> tuple[NDArray[np.float64], float]:
+    """(median milliseconds of every launch, median of the peak), taking turns: the clock of a core changes with its neighbours."""
     for _ in range(WARM_UP):
         program.run(feeds)
-    stamps, clock, end = list[NDArray[np.int64]](), list[int](), perf_counter_ns() + int(seconds * 1e9)
+    stamps, clock, peaks, end = list[NDArray[np.int64]](), list[int](), list[float](), perf_counter_ns() + int(seconds * 1e9)
     while perf_counter_ns() < end or len(stamps) < AT_LEAST:
+        peaks.append(meter.measure())
         clock.append(perf_counter_ns())
         stamps.append(program.run(feeds)[STAMPS])
     rows = np.stack(stamps)
     ticks = (rows[-1, 0] - rows[0, 0]) / (clock[-1] - clock[0])
-    return np.asarray(np.median(np.diff(rows, axis=1), axis=0) / ticks / 1e6)
+    return np.asarray(np.median(np.diff(rows, axis=1), axis=0) / ticks / 1e6), float(np.median(peaks))
 
 
 def _grouped(launches: Sequence[Launch], times: NDArray[np.float64]) -> Iterable[tuple[str, list[Launch], float]]:

@@ -23,8 +23,6 @@ from .lower import Linker, ObjectCode
 from .target import Target
 
 STAMPS = "time stamps"
-COUNTERS = {"x86_64": "llvm.readcyclecounter", "aarch64": "llvm.readsteadycounter"}
-"""rdtsc and cntvct_el0: both may be read by programs, and count at a fixed rate."""
 
 
 def compile_profiled(graph: Graph, target: Target, prefix: str = "model", steps: Sequence[Step] | None = None) -> ObjectCode:
@@ -50,7 +48,17 @@ class _Stamping(Linker):
         self._stamp(k, bases)
 
     def _stamp(self, k: Kernel, bases: dict[Buffer, Ptr]) -> None:
-        name = COUNTERS[self.target.arch]
-        counter = self.module.globals.get(name) or ir.Function(self.module, ir.FunctionType(I64, []), name)
-        k.b.store(k.b.call(counter, []), (bases[self._place] + 8 * self._written).ir, align=8)
+        k.b.store(_counter(k), (bases[self._place] + 8 * self._written).ir, align=8)
         self._written += 1
+
+
+def _counter(k: Kernel) -> Any:
+    """rdtsc or cntvct_el0: both may be read by programs, and count at a fixed rate."""
+    if k.target.arch == "aarch64":
+        kind = ir.FunctionType(I64, [ir.MetaDataType()])
+        return k.b.call(_declared(k, "llvm.read_volatile_register.i64", kind), [k.module.add_metadata(["cntvct_el0"])])
+    return k.b.call(_declared(k, "llvm.readcyclecounter", ir.FunctionType(I64, [])), [])
+
+
+def _declared(k: Kernel, name: str, kind: Any) -> Any:
+    return k.module.globals.get(name) or ir.Function(k.module, kind, name)

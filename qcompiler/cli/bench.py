@@ -14,6 +14,7 @@ from qcompiler.runtime.bench import Latency, compare
 from .artifact import inputs_of, open_manifest
 from .data import Input
 from .floats import FloatModel
+from .layers import measured, show_layers
 from .options import json_option
 from .show import progress, say, show_json, show_table
 
@@ -25,12 +26,17 @@ OURS, FLOAT, INT8 = "compiled", "onnxruntime float", "onnxruntime int8"
 @click.argument("model", metavar="[MODEL.onnx]", required=False)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="threads of ONNX Runtime; compiled programs use one")
 @click.option("--seconds", type=click.FloatRange(0.01), default=2.0, show_default=True, help="how long to measure each")
+@click.option("--layers", is_flag=True, help="where the time goes, by layer: GOP/s, percent of this CPU's peak, times of the float layers")
 @json_option
-def command(artifact: str, model: str | None, threads: int, seconds: float, as_json: bool) -> None:
+def command(artifact: str, model: str | None, threads: int, seconds: float, layers: bool, as_json: bool) -> None:
     """Latency, beside ONNX Runtime's on the float network and on its int8 form."""
     manifest = open_manifest(artifact)
     inputs = inputs_of(manifest.interface)
     feeds = {i.name: invented(i) for i in inputs}
+    if layers:
+        found = measured(artifact, manifest, feeds, model, seconds, as_json)
+        show_json(found.as_dict()) if as_json else show_layers(f"{artifact} ({manifest.target.name})", found)
+        return
     program = load(artifact)
     calls = {OURS: lambda: program.run(feeds)} | {name: peer(m, feeds) for name, m in peers(model, inputs, threads, as_json).items()}
     with progress("measuring", None, as_json):

@@ -1,0 +1,105 @@
+"""The profiling build has the product's bits and one time stamp more than launches; peaks are of full register files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qcompiler.api import Program, compile
+from qcompiler.backends.image import flatten
+from qcompiler.backends.llvm.codegen import emit_assembly, optimized
+from qcompiler.backends.llvm.dot import dot_of
+from qcompiler.backends.llvm.dsl import I32, Kernel
+from qcompiler.backends.llvm.peak import accumulators, emit_peak, peak_gops, read_gbs
+from qcompiler.backends.llvm.profile import STAMPS, compile_profiled
+from qcompiler.backends.llvm.target import TARGETS, host_target
+from qcompiler.errors import UsageError
+from qcompiler.ir.integer import IntConv, IntMatMul
+from qcompiler.profile import profile
+from qcompiler.runtime import Program as Executable
+
+NETWORK = Path(__file__).parents[3] / "models" / "digits_resnet.onnx"
+MNEMONICS = {"vpdpbusd": "vpdpbusd", "maddubs": "maddubsw", "sdot": "sdot", "smull": "smull"}
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return compile(NETWORK)
+
+
+@pytest.fixture(scope="module")
+def feeds() -> dict[str, np.ndarray]:
+    return {"input": np.random.default_rng(0).random((1, 1, 8, 8), np.float32)}
+
+
+def test_the_profiling_build_computes_the_same_and_stamps_every_launch(program, feeds):
+    code = compile_profiled(program.graph, program.target)
+    image = flatten(code.object)
+    found = Executable.of_image(code.interface, image.data, image.entries).run(feeds)
+    stamps = found.pop(STAMPS)
+    assert stamps.shape == (len(code.launches) + 1,)
+    assert stamps[0] > 0
+    assert (np.diff(stamps) >= 0).all()
+    expected = program.run(feeds)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_product_reads_no_counter(program):
+    assert "rdtsc" not in program.code.assembly
+    assert "rdtsc" in compile_profiled(program.graph, TARGETS["x86-64-avx2"]).assembly
+
+
+def test_arm_reads_its_virtual_counter(program):
+    assert "CNTVCT_EL0" in compile_profiled(program.graph, TARGETS["arm64-dotprod"]).assembly.upper()
+
+
+def test_every_step_is_in_the_profile(program, feeds):
+    found = program.profile(feeds, seconds=0.01)
+    layers = {x.name: x for x in found.layers}
+    assert {s.result.name for s in program.model.steps if isinstance(s.producer.op, IntConv | IntMatMul)} <= layers.keys()
+    assert sum(x.macs for x in found.layers) == program.report.macs
+    assert sum(x.milliseconds for x in found.layers) == pytest.approx(found.milliseconds)
+    assert all(x.nbytes > 0 and x.limit in ("compute", "bytes") for x in found.layers if x.macs)
+    conv = next(x for x in found.layers if x.operator == "IntConv 3x3")
+    assert conv.intensity == 2 * conv.macs / conv.nbytes
+    assert found.as_dict()["layers"][0]["name"] == found.layers[0].name
+
+
+def test_layers_slower_than_float_are_named(program, feeds):
+    found = program.profile(feeds, seconds=0.01)
+    slow, fast = found.layers[-1].name, found.layers[-2].name
+    beside = found.beside({slow: 0.0, fast: 1e9})
+    assert [x.name for x in beside.slower_than_float] in ([slow], [])  # a layer may be faster than the counter ticks
+    assert all(x.float_milliseconds is None for x in beside.layers if x.name not in (slow, fast))
+
+
+def test_a_target_of_another_machine_cannot_be_profiled(program, feeds):
+    other = next(t for t in TARGETS.values() if not t.runs_here)
+    with pytest.raises(UsageError, match=other.name):
+        profile(program.graph, other, feeds)
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_the_peak_loop_is_dot_products_and_nothing_from_memory(name):
+    from llvmlite import ir
+
+    target = TARGETS[name]
+    count = accumulators(dot_of(target), target)
+    module = ir.Module("peak")
+    k = Kernel(module, target, "peak", ("source", "target"), I32, internal=False)
+    emit_peak(k, count)
+    k.ret(0)
+    text = emit_assembly(optimized(module, target, target.machine()), target)
+    start = text.index("LBB0_1:")
+    stop = text.index("LBB0_1", start + 1)
+    body = [line.split("#")[0].split("//")[0].strip() for line in text[start:stop].splitlines()]
+    assert sum(MNEMONICS[target.dot] in line for line in body) >= count
+    assert not any("(%r" in line or "[x" in line or "[sp" in line for line in body)
+
+
+def test_the_peak_is_a_rate():
+    assert peak_gops(host_target()) > 1
+    assert read_gbs(host_target()) > 0.1

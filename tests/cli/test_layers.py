@@ -1,0 +1,71 @@
+"""bench --layers: times by layer, and ONNX Runtime's profile assigned to them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from command_line import Run
+
+from qcompiler.cli.float_layers import aliases, float_layers, named, node_owners, tensor_owners, times_of
+
+
+def node(kind: str, inputs: str, outputs: str, name: str = "") -> onnx.NodeProto:
+    return onnx.helper.make_node(kind, inputs.split(), outputs.split(), name=name or f"{kind} {outputs}")
+
+
+def test_bench_layers(run: Run, artifact: Path, network: Path) -> None:
+    facts = json.loads(run("bench", artifact, network, "--layers", "--seconds", 0.02, "--json").stdout)
+    convolutions = [x for x in facts["layers"] if x["operator"].startswith("IntConv")]
+    assert all(x["float_milliseconds"] is not None and x["float_milliseconds"] >= 0 for x in convolutions)
+    assert facts["peak_gops"] > 0
+    text = run("bench", artifact, "--layers", "--seconds", 0.02).stdout
+    assert "IntConv 3x3" in text
+    assert "peak of this CPU" in text
+    assert "slower than float" not in text, "there was nothing to compare with"
+
+
+def test_every_node_of_the_float_network_belongs_to_a_layer(network: Path, artifact: Path, run: Run) -> None:
+    layers = [x["name"] for x in json.loads(run("inspect", artifact, "--json").stdout)["report"]["layers"]]
+    feeds = {"input": np.zeros((1, 1, 8, 8), np.float32)}
+    found = float_layers(str(network), feeds, layers, runs=2)
+    convolutions = [n.output[0] for n in onnx.load(network).graph.node if n.op_type == "Conv"]
+    assert found.keys() <= set(layers)
+    assert len(found) >= len(convolutions)
+
+
+def test_tensors_go_to_the_layer_of_their_first_reader() -> None:
+    nodes = [node("Conv", "x w", "c"), node("Add", "c x", "a"), node("Relu", "a", "r"), node("Conv", "r v", "d"), node("Relu", "d", "y")]
+    owners = tensor_owners(nodes, {"r": "r", "y": "y"})
+    assert {t: owners[t] for t in ("c", "a", "r", "d", "y")} == {"c": "r", "a": "r", "r": "r", "d": "y", "y": "y"}
+
+
+def test_nodes_of_the_optimized_graph() -> None:
+    tensors = {"c": "r", "r": "r", "y": "y"}
+    nodes = [
+        node("ReorderInput", "x", "x1"),
+        node("Conv", "x1 w", "token", name="c_nchwc"),
+        node("Conv", "token v", "y"),
+        node("Foo", "q", "unknown"),
+    ]
+    assert node_owners(nodes, tensors) == {"ReorderInput x1": "r", "c_nchwc": "r", "Conv y": "y"}
+
+
+def test_parts_of_a_tensor_stand_for_it() -> None:
+    assert aliases(["/a/b/conv", "/c"]) == {"/a/b": "/a/b/conv", "": "/c", "/a/b/conv": "/a/b/conv", "/c": "/c"}
+
+
+def test_times_leave_out_the_first_runs_and_the_slowest() -> None:
+    def events(*durations: int) -> list[dict[str, object]]:
+        return [{"cat": "Node", "name": "n_kernel_time", "dur": d} for d in durations] + [{"cat": "Session", "name": "n_kernel_time", "dur": 1e9}]
+
+    assert times_of(events(900, 900, 900, 10, 20, 30, 5000)) == {"n": pytest.approx(0.02)}
+
+
+def test_nodes_get_names(network: Path) -> None:
+    names = [n.name for n in onnx.load_model_from_string(named(str(network))).graph.node]
+    assert len(names) == len(set(names))
+    assert all(names)
