@@ -6,11 +6,15 @@ Every function reachable from the entry is decoded from its first byte to its la
     the object, and the last instruction does not fall through: so what was decoded is all that can execute;
  3. there is no indirect jump or call, no relocation that is unresolved or absolute, and no writable static data;
  4. functions do not recurse and the stack does not grow in a loop, so the stack has a bound, which is reported.
+
+An entry for several threads is given a function that it calls (`callback`). In its body, and nowhere else, indirect calls are accepted, if they go
+through that argument; and every function whose address the code forms counts as called: what it hands out is proven as what it calls.
 A `Finding` is where one of these does not hold; without findings the certificate is ok.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -59,13 +63,15 @@ class Certificate:
         return {"ok": self.ok, **asdict(self)}
 
 
-def certify(obj: bytes, entry: str, arch: str | None = None) -> Certificate:
-    """Certify the ELF object `obj` from `entry` on; `arch`, if given, is what it is expected to be for."""
+def certify(obj: bytes, entry: str, arch: str | None = None, callback: bool = False) -> Certificate:
+    """Certify the ELF object `obj` from `entry` on; `arch`, if given, is what it is expected to be for.
+
+    `callback`: the entry may call the function that is its fourth argument."""
     image = lay_out(obj)
     if entry not in image.entries or arch not in (None, image.arch):
         why = f"is not an exported function of this {image.arch} object (functions: {', '.join(image.entries) or 'none'})"
         return Certificate(entry, image.arch, (), 0, 0, 0, {}, (Finding(entry, 0, "", why),))
-    bodies = _reachable(image, image.entries[entry])
+    bodies = _reachable(image, image.entries[entry], callback)
     instructions = [i for b in bodies.values() for i in b.instructions]
     findings = [*_data_findings(image), *(f for b in bodies.values() for f in b.findings)]
     stack, cycle = _stack_bound(bodies, image.entries[entry])
@@ -82,7 +88,7 @@ def _data_findings(image: Image) -> Iterator[Finding]:
             yield Finding("(data)", problem.offset or 0, "", str(problem))
 
 
-def _reachable(image: Image, entry: int) -> dict[int, Body]:
+def _reachable(image: Image, entry: int, callback: bool) -> dict[int, Body]:
     """Functions by offset, in the order of discovery."""
     functions = {f.offset: f for f in image.functions}
     bodies: dict[int, Body] = {}
@@ -90,7 +96,7 @@ def _reachable(image: Image, entry: int) -> dict[int, Body]:
     while waiting:
         offset = waiting.pop()
         if offset not in bodies:
-            bodies[offset] = Body(image, functions[offset])
+            bodies[offset] = Body(image, functions[offset], callback and offset == entry)
             waiting += [target for target in bodies[offset].callees if target in functions]
     return bodies
 
@@ -110,6 +116,8 @@ class Body:
 
     image: Image
     function: Function
+    callback: bool = False
+    """Whether it may call its fourth argument."""
 
     @cached_property
     def instructions(self) -> tuple[Instruction, ...]:
@@ -125,7 +133,14 @@ class Body:
     @cached_property
     def callees(self) -> tuple[int, ...]:
         """Where control goes outside of this function."""
-        return tuple(b.target for b in self.branches if b.target is not None and (b.is_call or not self._inside(b.target)))
+        called = (b.target for b in self.branches if b.target is not None and (b.is_call or not self._inside(b.target)))
+        return (*called, *self.taken)
+
+    @cached_property
+    def taken(self) -> tuple[int, ...]:
+        """Functions whose addresses are formed here."""
+        functions = {f.offset for f in self.image.functions}
+        return tuple(dict.fromkeys(a for a in formed_addresses(self.image.arch, self.instructions) if a in functions))
 
     @cached_property
     def pushes(self) -> tuple[Push, ...]:
@@ -162,13 +177,22 @@ class Body:
         patched = {p.offset for p in self.image.problems if p.offset is not None}
         for branch in self.branches:
             i, target = branch.instruction, branch.target
-            if target is None:
+            if target is None and self.callback and branch.is_call:
+                yield from self._callback(i)
+            elif target is None:
                 yield i, "goes to a computed address"
             elif not patched.isdisjoint(range(i.address, i.end)):
                 continue  # told by _relocations
             elif target not in functions and (branch.is_call or target not in starts):
                 yield i, "leads to no function and no instruction of this one"
         yield from self._ending()
+
+    def _callback(self, call: Instruction) -> Iterator[tuple[Instruction, str]]:
+        """The register that is called is written once only, with the fourth argument."""
+        register, argument = call.operands.strip(), FOURTH_ARGUMENT[self.image.arch]
+        writes = [i for i in self.instructions if i.operands.split(",")[0].strip() == register and i.mnemonic not in _READS]
+        if [(i.mnemonic, i.operands) for i in writes] != [("mov", f"{register}, {argument}")]:
+            yield call, "goes to an address that is not the callback's"
 
     def _ending(self) -> Iterator[tuple[Instruction, str]]:
         last = self.instructions[-1] if self.instructions else Instruction(self.function.offset, 0, "(nothing)", "")
@@ -189,6 +213,26 @@ class Body:
         if places:
             for i in self.instructions:
                 yield from ((i, f"uses {places[a]}") for a in range(i.address, i.end) if a in places)
+
+
+FOURTH_ARGUMENT = {"x86_64": "rcx", "aarch64": "x3"}
+_READS = ("call", "blr", "push", "pop", "cmp", "test", "str", "stp", "ldp", "ldr")
+"""Of instructions whose first operand is a register that is called: they read it, save it, or restore the caller's."""
+_RIP = re.compile(r"\[rip (?P<sign>[+-]) (?P<offset>\w+)\]$")
+
+
+def formed_addresses(arch: str, instructions: Iterable[Instruction]) -> Iterator[int]:
+    """Addresses in the image that LEA, ADR or ADRP with ADD compute."""
+    pages: dict[str, int] = {}
+    for i in instructions:
+        operands = [o.strip() for o in i.operands.split(",")]
+        if i.mnemonic == "lea" and (match := _RIP.search(i.operands)):
+            yield i.end + int(match["offset"], 0) * (-1 if match["sign"] == "-" else 1)
+        elif i.mnemonic in ("adr", "adrp") and (page := _target(i.operands)) is not None:
+            pages[operands[0]] = page
+            yield page
+        elif i.mnemonic == "add" and len(operands) == 3 and operands[1] in pages and (low := _target(i.operands)) is not None:
+            yield pages[operands[1]] + low
 
 
 _ARM_BRANCHES = ("b", "bl", "br", "blr", "cbz", "cbnz", "tbz", "tbnz", "braa", "brab", "blraa", "blrab")

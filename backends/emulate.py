@@ -11,6 +11,7 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from qcompiler.runtime.arena import allocate
 from qcompiler.runtime.artifact import Interface, Manifest, read_manifest
 from qcompiler.runtime.cpu import mismatch
 from qcompiler.runtime.errors import MachineError
-from qcompiler.runtime.executor import Array, Executor, check_status, open_image, open_native
+from qcompiler.runtime.executor import Array, Call, Executor, check_status, open_image, open_native
 from qcompiler.runtime.program import Program
 
 from .image import PAGE, Image, align
@@ -34,17 +35,19 @@ unicorn: Any = untyped_unicorn
 READ, WRITE, EXECUTE = unicorn.UC_PROT_READ, unicorn.UC_PROT_WRITE, unicorn.UC_PROT_EXEC
 IMAGE, STACK, RETURN, TABLES, ARENA, BUFFERS, SPACING = 1 << 32, 2 << 32, 3 << 32, 4 << 32, 5 << 32, 6 << 32, 1 << 32
 STACK_SIZE = 1 << 20
+POOL = RETURN + (1 << 20)
+"""A zeroed page that the parallel entries may be given as their pool."""
 RED_ZONE = 128  # System V x86-64 psABI 3.2.2
 
 
 @dataclass(frozen=True)
 class Machine:
-    """How unicorn is told to be a CPU: registers of the first three arguments, of the result and of the stack, and what it can do."""
+    """How unicorn is told to be a CPU: registers of the first five arguments, of the result and of the stack, and what it can do."""
 
     arch: int
     mode: int
     cpu: int
-    arguments: tuple[int, int, int]
+    arguments: tuple[int, ...]
     result: int
     stack: int
     features: frozenset[str]
@@ -55,7 +58,7 @@ MACHINES = {
         unicorn.UC_ARCH_ARM64,
         unicorn.UC_MODE_ARM,
         arm64_const.UC_CPU_ARM64_MAX,
-        (arm64_const.UC_ARM64_REG_X0, arm64_const.UC_ARM64_REG_X1, arm64_const.UC_ARM64_REG_X2),
+        tuple(getattr(arm64_const, f"UC_ARM64_REG_X{n}") for n in range(5)),
         arm64_const.UC_ARM64_REG_W0,
         arm64_const.UC_ARM64_REG_SP,
         frozenset({"neon", "dotprod", "rdm", "lse", "crc", "fullfp16"}),
@@ -64,7 +67,7 @@ MACHINES = {
         unicorn.UC_ARCH_X86,
         unicorn.UC_MODE_64,
         x86_const.UC_CPU_X86_CASCADELAKE_SERVER,
-        (x86_const.UC_X86_REG_RDI, x86_const.UC_X86_REG_RSI, x86_const.UC_X86_REG_RDX),
+        tuple(getattr(x86_const, f"UC_X86_REG_{r}") for r in ("RDI", "RSI", "RDX", "RCX", "R8")),
         x86_const.UC_X86_REG_EAX,
         x86_const.UC_X86_REG_RSP,
         frozenset({"sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "cx16"}),
@@ -86,6 +89,7 @@ class UnicornExecutor:
         self._cpu.mem_map_ptr(IMAGE, len(self._image), READ | EXECUTE, self._image.ctypes.data)
         self._cpu.mem_map(STACK, STACK_SIZE, READ | WRITE)
         self._cpu.mem_map(RETURN, PAGE, READ | EXECUTE)
+        self._cpu.mem_map(POOL, PAGE, READ | WRITE)
 
     @classmethod
     def of_image(cls, image: bytes | bytearray, entries: Mapping[str, int], arch: str) -> UnicornExecutor:
@@ -109,18 +113,29 @@ class UnicornExecutor:
 
     def call(self, entry: str, inputs: Sequence[Array], outputs: Sequence[Array], arena: NDArray[np.uint8]) -> None:
         """As `Executor.call`."""
+        self._run(entry, (), inputs, outputs, arena)
+
+    def divided(self, entry: str, parallel_for: int, pool: int = POOL) -> Call:
+        """As `NativeExecutor.divided`; addresses are emulated ones."""
+        return partial(self._run, entry, (parallel_for, pool))
+
+    def address(self, entry: str) -> int:
+        """Where a function of the image is."""
+        return IMAGE + self.entries[entry]
+
+    def _run(self, entry: str, further: tuple[int, ...], inputs: Sequence[Array], outputs: Sequence[Array], arena: NDArray[np.uint8]) -> None:
         with self._lock, self._mapped(inputs, outputs, arena) as (arguments, places):
-            status = self._start(entry, arguments)
+            status = self._start(entry, (*arguments, *further))
             for array, place in zip(outputs, places):
                 array[...] = np.frombuffer(self._cpu.mem_read(place, array.nbytes), array.dtype).reshape(array.shape)
         check_status(entry, status)
 
-    def _start(self, entry: str, arguments: tuple[int, int, int]) -> int:
+    def _start(self, entry: str, arguments: tuple[int, ...]) -> int:
         for register, value in zip(self._machine.arguments, arguments):
             self._cpu.reg_write(register, value)
         self._set_return()
         try:
-            self._cpu.emu_start(IMAGE + self.entries[entry], RETURN)
+            self._cpu.emu_start(self.address(entry), RETURN)
         except unicorn.UcError as problem:
             raise MachineError(f"emulating {entry} stopped: {problem}{self._where()}") from problem
         return int(self._cpu.reg_read(self._machine.result))

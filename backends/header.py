@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qcompiler.runtime.arena import ALIGNMENT
 from qcompiler.runtime.artifact import Interface, Platform, Tensor
+from qcompiler.runtime.workers import SIZE as POOL_SIZE
 
 _TOP = """\
 /* {prefix}: a neural network compiled by {tool} for {target} ({triple}).
@@ -40,12 +41,34 @@ int {prefix}_run(const void *const *inputs, void *const *outputs, void *arena);
 
 /* The same on real numbers: quantizes the inputs before and dequantizes the outputs after. Arrays are of the float types given above. */
 int {prefix}_run_f32(const void *const *inputs, void *const *outputs, void *arena);
-
+{parallel}
 #ifdef __cplusplus
 }}
 #endif
 
 #endif /* {guard}_H */
+"""
+
+
+_PARALLEL = """
+/* The same on several threads, with the same results whatever their number. `parallel_for` is yours: it calls task(context, i) for every
+ * i < count, in any order and on any threads, and returns when all of them have; `pool` is handed through to it. It is called only by
+ * these functions, and its threads need a few KiB of stack. */
+typedef void (*{prefix}_task)(void *context, int index);
+typedef void (*{prefix}_parallel_for)({prefix}_task task, void *context, int count, void *pool);
+int {prefix}_run_parallel(const void *const *inputs, void *const *outputs, void *arena, {prefix}_parallel_for parallel_for, void *pool);
+int {prefix}_run_f32_parallel(const void *const *inputs, void *const *outputs, void *arena, {prefix}_parallel_for parallel_for, void *pool);
+
+/* A pool, if you have none: {guard}_POOL_SIZE zeroed bytes, aligned to {guard}_ARENA_ALIGNMENT. {prefix}_pool_for is a parallel_for, one call at a
+ * time; it computes what nobody else does. Start threads on {prefix}_pool_worker: they take part until the state is STOP (then it returns 0), or
+ * until, in the state IDLE, they found nothing to do in `spins` rounds (then it returns 1: let the thread sleep, and call again). */
+#define {guard}_POOL_SIZE {pool_size}
+#define {guard}_POOL_IDLE 0
+#define {guard}_POOL_BUSY 1 /* workers do not return: set it while programs run */
+#define {guard}_POOL_STOP 2
+void {prefix}_pool_for({prefix}_task task, void *context, int count, void *pool);
+int {prefix}_pool_worker(void *pool, int spins);
+void {prefix}_pool_set(void *pool, int state);
 """
 
 
@@ -56,9 +79,10 @@ def header(interface: Interface, target: Platform, tool: str, files: tuple[str, 
     counts = {"inputs": len(interface.inputs), "outputs": len(interface.outputs)}
     about = {"tool": tool, "target": target.name, "triple": target.triple, "features": ", ".join(target.features) or "nothing beyond the triple"}
     top = _TOP.format(**names, **sizes, **counts, **about, object=files[0], library=files[1])
+    parallel = _PARALLEL.format(**names, pool_size=POOL_SIZE) if interface.parallel else ""
     tensors = [_tensor(interface, "INPUT", i, t) for i, t in enumerate(interface.inputs)]
     tensors += [_tensor(interface, "OUTPUT", i, t) for i, t in enumerate(interface.outputs)]
-    return top + "".join(tensors) + _BOTTOM.format(**names)
+    return top + "".join(tensors) + _BOTTOM.format(**names, parallel=parallel)
 
 
 def _tensor(interface: Interface, kind: str, index: int, tensor: Tensor) -> str:

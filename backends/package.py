@@ -106,7 +106,7 @@ def _files(artifact: Artifact) -> Iterator[tuple[str, bytes | bytearray]]:
     interface, target = artifact.interface, artifact.target
     obj, library = object_names(target.os)
     underscore = "_" if target.os == "macos" else ""
-    symbols = [f"{underscore}{entry}" for entry in interface.entries]
+    symbols = [f"{underscore}{entry}" for entry in interface.symbols]
     yield obj, artifact.obj
     yield library, archive(obj, artifact.obj, symbols, target.os)
     yield HEADER, header(interface, _platform(target), tool(), (obj, library)).encode("ascii")
@@ -133,6 +133,6 @@ def tool() -> str:
 def _manifest(staging: Path, artifact: Artifact) -> Manifest:
     files = {p.name: {"size": p.stat().st_size, "sha256": file_digest(p)} for p in sorted(staging.iterdir())}
     image, platform = artifact.image, _platform(artifact.target)
-    entries = {} if image is None else {name: image.entries[name] for name in artifact.interface.entries}
+    entries = {} if image is None else {name: image.entries[name] for name in artifact.interface.symbols}
     code_size = 0 if image is None else image.code_size
     return Manifest(artifact.interface, platform, entries, code_size, files, artifact.report, artifact.certificate, tool())

@@ -154,6 +154,22 @@ class Program:
         return certify(self.elf, self.interface.entry(integer=True))
 
     @cached_property
+    def parallel_certificate(self) -> Certificate:
+        """The same of the entry for several threads and of all tasks that it hands out."""
+        if self.elf is None:
+            raise UsageError(f"certificates are made from ELF objects; compile for linux instead of {self.target.os}")
+        return certify(self.elf, self.interface.entry(integer=True, parallel=True), callback=True)
+
+    @property
+    def threads(self) -> int:
+        """How many threads compute one call of `run`; the answers are the same bits. May be set; stays 1 where the program is emulated."""
+        return self.executable.threads
+
+    @threads.setter
+    def threads(self, count: int) -> None:
+        self.executable.threads = count
+
+    @cached_property
     def executable(self) -> runtime.Program:
         """The program as the runtime runs it: natively where this machine can, else emulated."""
         if self.target.runs_here:
@@ -180,7 +196,7 @@ class Program:
 
     def save(self, folder: str | PathLike[str], share: bool = True) -> None:
         """Write the artifact: object, static library, header, image, shared library where a linker is found, manifest."""
-        certificate = None if self.elf is None else self.certificate.as_dict()
+        certificate = None if self.elf is None else {**self.certificate.as_dict(), "parallel": self.parallel_certificate.as_dict()}
         artifact = Artifact(
             self.code.object,
             self.interface,

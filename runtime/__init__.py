@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-def load(path: str | os.PathLike[str]) -> Program:
-    """The program of the artifact in the folder `path`, on this machine."""
+def load(path: str | os.PathLike[str], threads: int = 1) -> Program:
+    """The program of the artifact in the folder `path`, on this machine; `threads` compute each call."""
     folder, manifest = Path(path), read_manifest(path)
-    return Program(manifest.interface, open_native(folder, manifest))
+    return Program(manifest.interface, open_native(folder, manifest), threads)

@@ -62,15 +62,27 @@ class Interface:
     weights_size: int
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    parallel: bool = False
+    """Whether there are entries for several threads too."""
 
-    def entry(self, integer: bool) -> str:
+    def entry(self, integer: bool, parallel: bool = False) -> str:
         """Name of the C function."""
-        return f"{self.prefix}_run" if integer else f"{self.prefix}_run_f32"
+        return self.prefix + ("_run" if integer else "_run_f32") + ("_parallel" if parallel else "")
 
     @property
     def entries(self) -> tuple[str, str]:
-        """Both C functions."""
+        """Both C functions for one thread."""
         return self.entry(integer=True), self.entry(integer=False)
+
+    @property
+    def pool(self) -> tuple[str, str, str]:
+        """The functions of the pool: `parallel_for`, what workers run, and what sets its state."""
+        return f"{self.prefix}_pool_for", f"{self.prefix}_pool_worker", f"{self.prefix}_pool_set"
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """All C functions."""
+        return (*self.entries, *(self.entry(i, True) for i in (True, False)), *self.pool) if self.parallel else self.entries
 
 
 @dataclass(frozen=True)
@@ -117,7 +129,8 @@ def _manifest(data: dict[str, Any]) -> Manifest:
         found = f"format {data['format']}, made by {data.get('tool')}"
         raise ArtifactError(f"expected an artifact of format {FORMAT}, found {found}; compile the model again")
     tensors = {key: tuple(_tensor(t) for t in data[key]) for key in ("inputs", "outputs")}
-    interface = Interface(str(data["prefix"]), int(data["arena_size"]), int(data["weights_size"]), **tensors)
+    sizes = int(data["arena_size"]), int(data["weights_size"])
+    interface = Interface(str(data["prefix"]), *sizes, tensors["inputs"], tensors["outputs"], bool(data.get("parallel", False)))
     target = Platform(**{**data["target"], "features": tuple(data["target"]["features"])})
     entries = {str(name): int(offset) for name, offset in data["entries"].items()}
     return Manifest(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +16,13 @@ from .errors import ArtifactError, MachineError
 from .memory import Code, map_bytes, map_file
 
 Array = NDArray[Any]
+Call = Callable[[Sequence[Array], Sequence[Array], NDArray[np.uint8]], None]
 
 # int run(const void *const *inputs, void *const *outputs, void *arena)
-_Signature = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)
+_ARGUMENTS = (ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)
+_Signature = ctypes.CFUNCTYPE(ctypes.c_int, *_ARGUMENTS)
+# int run_parallel(..., parallel_for, void *pool)
+_ParallelSignature = ctypes.CFUNCTYPE(ctypes.c_int, *_ARGUMENTS, ctypes.c_void_p, ctypes.c_void_p)
 
 
 class Executor(Protocol):
@@ -33,13 +37,23 @@ class NativeExecutor:
     """Calls functions by their address; `owner` keeps the code alive."""
 
     def __init__(self, addresses: Mapping[str, int], owner: object) -> None:
+        self.addresses = dict(addresses)
+        self.owner = owner
         self._functions = {name: _Signature(address) for name, address in addresses.items()}
-        self._owner = owner
 
     def call(self, entry: str, inputs: Sequence[Array], outputs: Sequence[Array], arena: NDArray[np.uint8]) -> None:
         """As `Executor.call`; the interpreter's lock is released meanwhile."""
         status = self._functions[entry](_pointers(inputs), _pointers(outputs), arena.ctypes.data)
         check_status(entry, status)
+
+    def divided(self, entry: str, parallel_for: int, pool: int) -> Call:
+        """As `call` with `entry`, one that has its work divided by the function at `parallel_for`."""
+        function = _ParallelSignature(self.addresses[entry])
+
+        def call(inputs: Sequence[Array], outputs: Sequence[Array], arena: NDArray[np.uint8]) -> None:
+            check_status(entry, function(_pointers(inputs), _pointers(outputs), arena.ctypes.data, parallel_for, pool))
+
+        return call
 
     @classmethod
     def of_code(cls, code: Code, entries: Mapping[str, int]) -> NativeExecutor:
@@ -80,7 +94,7 @@ def open_native(folder: Path, manifest: Manifest) -> NativeExecutor:
     if library in manifest.files:
         check_digest(manifest, library, file_digest(existing(folder, library)))
         try:
-            return NativeExecutor.of_library(folder / library, manifest.interface.entries)
+            return NativeExecutor.of_library(folder / library, manifest.interface.symbols)
         except (OSError, AttributeError):  # of another libc, or a folder mounted noexec: the image may still do
             pass
     return NativeExecutor.of_code(open_image(folder, manifest), manifest.entries)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -12,23 +14,46 @@ from numpy.typing import ArrayLike, NDArray
 from .arena import ArenaPool
 from .artifact import Interface, Tensor
 from .errors import InputError
-from .executor import Executor, NativeExecutor
+from .executor import Call, Executor, NativeExecutor
+from .workers import WorkerPool
 
 Array = NDArray[Any]
 
 
 class Program:
-    """A compiled network. Calls from several threads may overlap."""
+    """A compiled network. Calls from several threads may overlap: one of them has the workers, the others compute alone."""
 
-    def __init__(self, interface: Interface, executor: Executor) -> None:
+    def __init__(self, interface: Interface, executor: Executor, threads: int = 1) -> None:
         self.interface = interface
         self.executor = executor
         self._arenas = ArenaPool(interface.arena_size)
+        self._workers: WorkerPool | None = None
+        self.threads = threads
 
     @classmethod
-    def of_image(cls, interface: Interface, image: bytes | bytearray, entries: Mapping[str, int]) -> Program:
+    def of_image(cls, interface: Interface, image: bytes | bytearray, entries: Mapping[str, int], threads: int = 1) -> Program:
         """From the bytes of a flat image for this machine."""
-        return cls(interface, NativeExecutor.of_image(image, entries))
+        return cls(interface, NativeExecutor.of_image(image, entries), threads)
+
+    @property
+    def threads(self) -> int:
+        """How many threads compute one call, the caller's included; the answers are the same bits. 1 where the program is emulated."""
+        return self._workers.threads if self._workers else 1
+
+    @threads.setter
+    def threads(self, count: int) -> None:
+        if count < 1:
+            raise InputError(f"expected at least one thread, found {count}")
+        if count == self.threads:
+            return
+        before, self._workers = self._workers, self._hired(count)
+        if before is not None:
+            before.close()
+
+    def _hired(self, count: int) -> WorkerPool | None:
+        if count == 1 or not self.interface.parallel or not isinstance(self.executor, NativeExecutor):
+            return None
+        return WorkerPool(self.executor.addresses, self.interface.pool, count, self.executor.owner)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -53,10 +78,23 @@ class Program:
         count = _batch(self.inputs, arrays)
         rows = [a.reshape(count, *t.shape) for t, a in zip(self.inputs, arrays)]
         results = [np.empty((count, *t.shape), _dtype(t, integer)) for t in self.outputs]
-        with self._arenas.lend() as arena:
+        with self._arenas.lend() as arena, self._entry(integer) as call:
             for i in range(count):
-                self.executor.call(self.interface.entry(integer), [r[i] for r in rows], [_row(r, i) for r in results], arena)
+                call([r[i] for r in rows], [_row(r, i) for r in results], arena)
         return {t.name: _merged(r, t.shape) for t, r in zip(self.outputs, results)}
+
+    @contextmanager
+    def _entry(self, integer: bool) -> Iterator[Call]:
+        """The function to call: with the workers where there are any and they are free."""
+        workers, executor = self._workers, self.executor
+        if workers is None or not isinstance(executor, NativeExecutor):
+            yield partial(executor.call, self.interface.entry(integer))
+            return
+        with workers.claimed() as ours:
+            if ours:
+                yield executor.divided(self.interface.entry(integer, parallel=True), workers.parallel_for, workers.address)
+            else:
+                yield partial(executor.call, self.interface.entry(integer))
 
 
 def _row(array: Array, index: int) -> Array:

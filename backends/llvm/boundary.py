@@ -39,21 +39,33 @@ def stage(tensors: Sequence[Tensor], start: int) -> tuple[tuple[Staged, ...], in
     return tuple(staged), start
 
 
-def emit_float_entry(k: Kernel, run: Any, inputs: Sequence[Staged], outputs: Sequence[Staged]) -> None:
-    """Body of `run_f32(inputs, outputs, arena)` around the integer entry `run`."""
-    given, taken, arena = k.parameters
+def emit_quantize(k: Kernel, inputs: Sequence[Staged]) -> None:
+    """Body of a divided function of ("inputs", "arena"): real numbers to their staged places."""
+    given, arena = k.parameters
+    for i, s in enumerate(inputs):
+        if s.offset is not None:
+            _each(k, s.tensor.size, _pointer(k, given, i), 4, arena + s.offset, 1, _quantizer(k, s.tensor))
+
+
+def emit_dequantize(k: Kernel, outputs: Sequence[Staged]) -> None:
+    """Body of a divided function of ("outputs", "arena"): the inverse."""
+    taken, arena = k.parameters
+    for i, s in enumerate(outputs):
+        if s.offset is not None:
+            _each(k, s.tensor.size, arena + s.offset, 1, _pointer(k, taken, i), 4, _dequantizer(k, s.tensor))
+
+
+def staged_tables(k: Kernel, given: Ptr, taken: Ptr, arena: Ptr, inputs: Sequence[Staged], outputs: Sequence[Staged]) -> list[Ptr]:
+    """The arrays of pointers that the integer entry is given, on the stack: the caller's pointers, or staged places instead of them."""
     tables = [_array(k, len(inputs)), _array(k, len(outputs))]
-    sources = [_pointer(k, given, i) for i in range(len(inputs))]
-    results = [_pointer(k, taken, i) for i in range(len(outputs))]
-    for s, p in zip(inputs, sources):
-        if s.offset is not None:
-            _each(k, s.tensor.size, p, 4, arena + s.offset, 1, _quantizer(k, s.tensor))
-    for table, staged, pointers in zip(tables, (inputs, outputs), (sources, results)):
-        _write(k, table, staged, pointers, arena)
-    k.b.call(run, [*(t.ir for t in tables), arena.ir])
-    for s, p in zip(outputs, results):
-        if s.offset is not None:
-            _each(k, s.tensor.size, arena + s.offset, 1, p, 4, _dequantizer(k, s.tensor))
+    for table, staged, source in zip(tables, (inputs, outputs), (given, taken)):
+        _write(k, table, staged, [_pointer(k, source, i) for i in range(len(staged))], arena)
+    return tables
+
+
+def converted(staged: Sequence[Staged]) -> int:
+    """How many numbers are quantized or dequantized."""
+    return sum(s.tensor.size for s in staged if s.offset is not None)
 
 
 def _pointer(k: Kernel, table: Ptr, index: int) -> Ptr:
@@ -75,7 +87,7 @@ def _each(k: Kernel, n: int, source: Ptr, read: int, target: Ptr, written: int, 
     """convert() over n elements of `read` bytes to elements of `written`: whole vectors, the last moved back inside; one by one if few."""
     lanes = LANES if n >= LANES else 1
     kind = ir.VectorType(F32 if read == 4 else ir.IntType(8), lanes)
-    with k.loop(-(-n // lanes)) as (i, _):
+    with k.split(-(-n // lanes)) as i:
         start = i * lanes
         at = 0 if isinstance(start, int) else start.minimum(n - lanes)
         value = k.b.load((source + at * read).ir, align=1, typ=kind)

@@ -1,8 +1,9 @@
-"""Driver: an integer graph to one relocatable object that holds the code, the weights and the two entry points.
+"""Driver: an integer graph to one relocatable object that holds the code, the weights and the entry points.
 
     steps = partition(graph); plan = plan_memory(graph, steps); launches = plan of every action
     <prefix>_run(inputs, outputs, arena)         calls the kernels in order
     <prefix>_run_f32(inputs, outputs, arena)     the same between quantize and dequantize
+    <prefix>_run_parallel, _run_f32_parallel     the same, divided among the caller's threads (`parallel`, `pool`)
 
 Kernels are internal functions, shared by launches of equal configuration. Nothing outside is called.
 """
@@ -26,11 +27,15 @@ from qcompiler.passes.plan_memory import Plan, plan_memory
 from qcompiler.runtime.artifact import Interface, Tensor
 
 from . import weights
-from .boundary import Staged, emit_float_entry, stage
+from .boundary import Staged, converted, emit_dequantize, emit_quantize, stage, staged_tables
 from .codegen import emit_assembly, emit_object, optimized
+from .cost import conversion, nanoseconds
 from .dsl import I32, PTR, Kernel, Ptr
 from .kernels.table import plan as plan_action
 from .launch import Address, Argument, Data, Launch
+from .parallel import ALL, CONTEXT, PARALLEL, Emit, Work, context_of, emit_stages
+from .pool import emit_pool
+from .split import MOST_PIECES, pieces
 from .target import Target
 
 
@@ -46,6 +51,8 @@ class ObjectCode:
     """Kernel function of each launch."""
     target: Target
     _module: Any = field(repr=False)
+    pieces: tuple[int, ...] = ()
+    """Into how many pieces threads divide each launch; 1: the calling thread runs it."""
 
     @cached_property
     def assembly(self) -> str:
@@ -78,6 +85,14 @@ def _tensor(v: Value, name: str) -> Tensor:
     return Tensor(name, v.shape, "float32", storage, v.type.quant.scale[0], v.type.quant.zero_point[0])
 
 
+@dataclass(frozen=True)
+class Emitted:
+    """A kernel's function, and how many rounds its longest split loop has."""
+
+    function: Any
+    units: int
+
+
 class Linker:
     """One LLVM module under construction."""
 
@@ -86,53 +101,78 @@ class Linker:
         self.module = ir.Module(prefix)
         self.constants = weights.Constants()
         self.symbol = weights.declare(self.module, f"{prefix}_constants")
-        self.kernels = dict[tuple[Any, Any], Any]()
+        self.kernels = dict[tuple[Any, Any, bool], Emitted]()
+        self._times: tuple[float, ...] = ()
 
     def link(self, graph: Graph, steps: Sequence[Step]) -> ObjectCode:
         """Plan memory and launches, and compile."""
         plan = plan_memory(graph, steps)
-        launches = tuple(launch for action in plan.actions for launch in plan_action(action, self.target))
+        planned = [(launch, nanoseconds(action, self.target)) for action in plan.actions for launch in plan_action(action, self.target)]
+        launches = tuple(launch for launch, _ in planned)
+        self._times = tuple(time for _, time in planned)
         return self.build(plan, _tensors(plan.inputs, _input_names(plan.inputs)), self._outputs(plan, graph, launches), launches)
 
     def _outputs(self, plan: Plan, graph: Graph, launches: Sequence[Launch]) -> tuple[Tensor, ...]:
         return _tensors(plan.outputs, graph.output_names)
 
     def build(self, plan: Plan, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], launches: tuple[Launch, ...]) -> ObjectCode:
-        """Emit both entries and compile."""
-        run, symbols = self._integer_entry(launches, len(inputs), len(outputs))
+        """Emit all entries and compile."""
+        kernels = [self._kernel(launch, time) for launch, time in zip(launches, self._times)]
+        divisions = tuple(pieces(e.units, time) for e, time in zip(kernels, self._times))
         staged_inputs, end = stage(inputs, plan.arena_size)
         staged_outputs, arena_size = stage(outputs, end)
-        self._float_entry(run, staged_inputs, staged_outputs)
+        conversions = self._conversions(staged_inputs, staged_outputs)
+        run = self._integer_entry(launches, [e.function for e in kernels], len(inputs), len(outputs))
+        self._float_entry(run, conversions, staged_inputs, staged_outputs)
+        works = [self._work(launch, e, n, len(inputs), len(outputs)) for launch, e, n in zip(launches, kernels, divisions)]
+        run_parallel = self._parallel_entry(works)
+        self._parallel_float_entry(run_parallel, conversions, staged_inputs, staged_outputs)
+        emit_pool(self.module, self.target, self.prefix)
         weights.define(self.symbol, self.constants)
         module = optimized(self.module, self.target, self.target.machine())
         obj = weights.patched(emit_object(module, self.target), self.constants)
-        interface = Interface(self.prefix, max(arena_size, 64), len(self.constants.content), inputs, outputs)
-        return ObjectCode(obj, interface, plan, launches, symbols, self.target, module)
+        interface = Interface(self.prefix, max(arena_size, 64), len(self.constants.content), inputs, outputs, parallel=True)
+        symbols = tuple(e.function.name for e in kernels)
+        return ObjectCode(obj, interface, plan, launches, symbols, self.target, module, divisions)
 
-    def _integer_entry(self, launches: Sequence[Launch], inputs: int, outputs: int) -> tuple[Any, tuple[str, ...]]:
-        functions = [self._kernel(launch) for launch in launches]
-        k = Kernel(self.module, self.target, f"{self.prefix}_run", ("inputs", "outputs", "arena"), I32, internal=False)
-        given, taken, arena = k.parameters
-        bases = {Buffer(Space.arena): arena}
-        bases |= {Buffer(Space.input, i): _pointer(k, given, i) for i in range(inputs)}
-        bases |= {Buffer(Space.output, i): _pointer(k, taken, i) for i in range(outputs)}
+    def _integer_entry(self, launches: Sequence[Launch], functions: Sequence[Any], inputs: int, outputs: int) -> Any:
+        k = Kernel(self.module, self.target, f"{self.prefix}_run", CONTEXT, I32, internal=False)
+        bases = _bases(k, k.parameters, inputs, outputs)
         for launch, function in zip(launches, functions):
             self._call(k, launch, function, bases)
-        return k.ret(0), tuple(f.name for f in functions)
+        return k.ret(0)
 
     def _call(self, k: Kernel, launch: Launch, function: Any, bases: dict[Buffer, Ptr]) -> None:
-        k.b.call(function, [self._argument(k, a, bases) for a in launch.arguments])
+        """All of a launch, as the plain entry runs it."""
+        self._call_part(k, launch, function, bases, ALL)
 
-    def _kernel(self, launch: Launch) -> Any:
-        """The function of this configuration, emitted when it is first met."""
-        key = (launch.emit, launch.config)
+    def _call_part(self, k: Kernel, launch: Launch, function: Any, bases: dict[Buffer, Ptr], part: tuple[Any, Any]) -> None:
+        divided = len(function.args) > len(launch.arguments)
+        k.b.call(function, [*(self._argument(k, a, bases) for a in launch.arguments), *(part if divided else ())])
+
+    def _kernel(self, launch: Launch, time: float) -> Emitted:
+        """The function of this configuration, emitted when it is first met; divided where dividing might pay."""
+        divided = pieces(MOST_PIECES, time) > 1
+        key = (launch.emit, launch.config, divided)
         if key not in self.kernels:
             digest = sha256(repr(launch.config).encode()).hexdigest()[:8]
             name = self.module.get_unique_name(f"{self.prefix}_{launch.emit.__name__.removeprefix('emit_')}_{digest}")
-            k = Kernel(self.module, self.target, name, launch.parameters)
+            k = (Kernel.divided if divided else Kernel)(self.module, self.target, name, launch.parameters)
             launch.emit(k, launch.config)
-            self.kernels[key] = k.ret()
+            self.kernels[key] = Emitted(k.ret(), k.span.units if k.span else 1)
         return self.kernels[key]
+
+    def _work(self, launch: Launch, kernel: Emitted, divided: int, inputs: int, outputs: int) -> Work:
+        def emit(k: Kernel, context: Sequence[Ptr], part: tuple[Any, Any]) -> None:
+            self._call_part(k, launch, kernel.function, _bases(k, context, inputs, outputs), part)
+
+        return Work(emit, divided)
+
+    def _parallel_entry(self, works: Sequence[Work]) -> Any:
+        k = Kernel(self.module, self.target, f"{self.prefix}_run_parallel", PARALLEL, I32, internal=False)
+        *context, caller, pool = k.parameters
+        emit_stages(k, self.prefix, works, context_of(k, *context), (caller, pool))
+        return k.ret(0)
 
     def _argument(self, k: Kernel, a: Argument, bases: dict[Buffer, Ptr]) -> Any:
         match a:
@@ -142,10 +182,51 @@ class Linker:
                 return (Ptr(k, self.symbol) + self.constants.place(content)).ir
         return ir.Constant(PTR, None)
 
-    def _float_entry(self, run: Any, inputs: Sequence[Staged], outputs: Sequence[Staged]) -> None:
-        k = Kernel(self.module, self.target, f"{self.prefix}_run_f32", ("inputs", "outputs", "arena"), I32, internal=False)
-        emit_float_entry(k, run, inputs, outputs)
+    def _conversions(self, inputs: Sequence[Staged], outputs: Sequence[Staged]) -> tuple[Work, Work]:
+        """Quantization of the inputs and dequantization of the outputs."""
+        found = list[Work]()
+        for position, (name, emit, staged) in enumerate((("quantize", emit_quantize, inputs), ("dequantize", emit_dequantize, outputs))):
+            k = Kernel.divided(self.module, self.target, f"{self.prefix}_{name}", ("tensors", "arena"))
+            emit(k, staged)
+            function, units = k.ret(), k.span.units if k.span else 1
+            found.append(Work(_conversion(function, position), pieces(units, conversion(converted(staged), self.target))))
+        return found[0], found[1]
+
+    def _float_entry(self, run: Any, conversions: tuple[Work, Work], inputs: Sequence[Staged], outputs: Sequence[Staged]) -> None:
+        k = Kernel(self.module, self.target, f"{self.prefix}_run_f32", CONTEXT, I32, internal=False)
+        given, taken, arena = k.parameters
+        tables = staged_tables(k, given, taken, arena, inputs, outputs)
+        conversions[0].emit(k, k.parameters, ALL)
+        k.b.call(run, [*(t.ir for t in tables), arena.ir])
+        conversions[1].emit(k, k.parameters, ALL)
         k.ret(0)
+
+    def _parallel_float_entry(self, run: Any, conversions: tuple[Work, Work], inputs: Sequence[Staged], outputs: Sequence[Staged]) -> None:
+        k = Kernel(self.module, self.target, f"{self.prefix}_run_f32_parallel", PARALLEL, I32, internal=False)
+        given, taken, arena, caller, pool = k.parameters
+        tables = staged_tables(k, given, taken, arena, inputs, outputs)
+        context = context_of(k, given, taken, arena)
+        emit_stages(k, f"{self.prefix}_quantize", conversions[:1], context, (caller, pool))
+        k.b.call(run, [*(t.ir for t in tables), arena.ir, caller.ir, pool.ir])
+        emit_stages(k, f"{self.prefix}_dequantize", conversions[1:], context, (caller, pool))
+        k.ret(0)
+
+
+def _conversion(function: Any, position: int) -> Emit:
+    """A call of a function of (inputs or outputs, arena)."""
+
+    def emit(k: Kernel, context: Sequence[Ptr], part: tuple[Any, Any]) -> None:
+        k.b.call(function, [context[position].ir, context[2].ir, *part])
+
+    return emit
+
+
+def _bases(k: Kernel, context: Sequence[Ptr], inputs: int, outputs: int) -> dict[Buffer, Ptr]:
+    """Where the arena, the inputs and the outputs are."""
+    given, taken, arena = context
+    bases = {Buffer(Space.arena): arena}
+    bases |= {Buffer(Space.input, i): _pointer(k, given, i) for i in range(inputs)}
+    return bases | {Buffer(Space.output, i): _pointer(k, taken, i) for i in range(outputs)}
 
 
 def _pointer(k: Kernel, table: Ptr, index: int) -> Ptr:

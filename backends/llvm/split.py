@@ -17,7 +17,7 @@ PIECE_COST = 150.0
 BARRIER_COST = 700.0
 """Nanoseconds that it takes to begin a divided launch and to wait for its last piece."""
 AT_LEAST = 0.75
-"""A launch is divided where it takes at most this much of its time alone."""
+"""A launch is divided where two threads take at most this much of the time of one."""
 
 Loops = Sequence[tuple[int, float]]
 """Split loops that run one after another: (rounds, cost of all of them)."""
@@ -50,15 +50,9 @@ def makespan(loops: Loops, pieces: int, threads: int, overhead: float = 0.0) -> 
 @cache
 def pieces(units: int, nanoseconds: float) -> int:
     """How many pieces for a loop of `units` rounds that take so long together; 1: it is not divided."""
-    most = min(MOST_PIECES, units)
-    options = {p: max(duration(units, nanoseconds, p, t) / single(nanoseconds, t) for t in THREADS) for p in range(2, most + 1)}
-    best = min(options, key=options.__getitem__, default=1)
-    return best if options.get(best, 1.0) < 1.0 else 1
-
-
-def single(nanoseconds: float, threads: int) -> float:
-    """The time above which dividing among so many does not pay."""
-    return nanoseconds * (AT_LEAST if threads == THREADS[0] else 1.0)
+    options = {p: [duration(units, nanoseconds, p, t) for t in THREADS] for p in range(2, min(MOST_PIECES, units) + 1)}
+    best = min(options, key=lambda p: sum(options[p]), default=1)
+    return best if best > 1 and options[best][0] <= AT_LEAST * nanoseconds else 1
 
 
 def duration(units: int, nanoseconds: float, pieces: int, threads: int) -> float:

@@ -96,8 +96,9 @@ def check_certificate(artifact: str, manifest: Manifest) -> Check:
         return Check("integer-only", None, "only ELF objects can be certified: compile for linux or android")
     entry = manifest.interface.entry(integer=True)
     certificate = certify(obj, entry)
-    if not certificate.ok:
-        return Check("integer-only", False, "; ".join(map(str, certificate.findings[:3])))
+    parallel = [certify(obj, manifest.interface.entry(True, parallel=True), callback=True)] if manifest.interface.parallel else []
+    if findings := [f for c in (certificate, *parallel) for f in c.findings]:
+        return Check("integer-only", False, "; ".join(map(str, findings[:3])))
     counted = f"{certificate.instructions:,} instructions in {len(certificate.functions)} functions, {certificate.stack_bytes} bytes of stack"
     return Check("integer-only", True, f"nothing reachable from {entry} is floating point or leaves the object: {counted}")
 

@@ -1,0 +1,73 @@
+"""How long an action of the memory plan takes on one core, roughly: whether to divide it among threads is decided by this.
+
+    ns = macs / (macs per ns of the dot product) + results / (results per ns of the epilogue) + bytes / (bytes per ns)
+
+A factor of two in either direction changes how often pieces are handed out, and no result.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from qcompiler.ir.graph import Value
+from qcompiler.ir.integer import IntConv, IntMatMul, IntResize, IntSoftmax, IntSumPool, Lookup
+from qcompiler.ir.ops import ArgMax, Gather, MaxPool, Resize
+from qcompiler.passes.plan_memory import Action, Copy, Fill, Run
+
+from .target import Target
+
+MACS = {"vpdpbusd": 2.0, "maddubs": 1.0, "sdot": 1.7, "smull": 0.7}
+"""Multiply-accumulates per nanosecond and byte of a vector register, by form of the dot product."""
+DEPTHWISE = 0.35
+"""What part of that a depthwise convolution reaches."""
+RESULTS = 0.25
+"""Results per nanosecond and byte of a register: bias, requantize, store."""
+BYTES = 0.3
+"""Bytes moved per nanosecond and byte of a register."""
+SCALAR = 1.5
+"""Nanoseconds per element of what is not vectorized."""
+CONVERTED = 0.025
+"""Elements quantized or dequantized per nanosecond and byte of a register."""
+
+
+def nanoseconds(action: Action, target: Target) -> float:
+    """The time of `action`."""
+    match action:
+        case Run():
+            return _run(action, target)
+        case Copy():
+            elements = prod(action.shape)
+            return elements / (BYTES * target.vector_bytes / (1 if action.source.strides[-1:] == action.target.strides[-1:] else 4))
+        case Fill():
+            return prod(action.shape) / (BYTES * target.vector_bytes)
+
+
+def conversion(elements: int, target: Target) -> float:
+    """The time to quantize or dequantize so many numbers."""
+    return elements / (CONVERTED * target.vector_bytes)
+
+
+def _run(run: Run, target: Target) -> float:
+    v, result = run.step.producer, run.step.result
+    if isinstance(v.op, (IntSoftmax, ArgMax)) or (isinstance(v.op, Lookup) and v.inputs[1].type.rank > 1):
+        return SCALAR * 3 * v.inputs[0].type.size
+    read = sum(x.type.nbytes for x in run.step.operands)
+    moved = (read + result.type.nbytes) / (BYTES * target.vector_bytes)
+    return _macs(v, target) + result.type.size / (RESULTS * target.vector_bytes) + moved
+
+
+def _macs(v: Value, target: Target) -> float:
+    rate = MACS.get(target.dot, 1.0) * target.vector_bytes
+    match v.op:
+        case IntConv(groups=groups):
+            depthwise = groups > 1 and groups == v.inputs[1].shape[0]
+            return v.type.size * int(np.prod(v.inputs[1].shape[1:])) / (rate * (DEPTHWISE if depthwise else 1.0))
+        case IntMatMul():
+            return v.type.size * v.inputs[0].shape[-1] / (rate * 0.25)
+        case MaxPool(kernel=kernel) | IntSumPool(kernel=kernel):
+            return v.type.size * prod(kernel) / (BYTES * target.vector_bytes)
+        case IntResize() | Resize() | Gather():
+            return v.type.size * 4 / (BYTES * target.vector_bytes)
+    return 0.0

@@ -1,0 +1,105 @@
+"""The parallel entries: the same launches, cut into pieces that the caller's threads compute.
+
+    int  <prefix>_run_parallel(inputs, outputs, arena, parallel_for, pool)
+    void parallel_for(task, context, count, pool)      calls task(context, i) for every i < count, in any order, on any threads
+
+Launches that are worth it become a task each; what is too short to divide is run by the caller, between them. The context is
+a struct on the caller's stack: (inputs, outputs, arena). The call of `parallel_for` is the only indirect one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from llvmlite import ir
+
+from .dsl import I32, I64, PTR, WHOLE, Kernel, Ptr
+
+CONTEXT = ("inputs", "outputs", "arena")
+PARALLEL = (*CONTEXT, "parallel_for", "pool")
+TASK = ir.FunctionType(ir.VoidType(), [PTR, I32])
+PARALLEL_FOR = ir.FunctionType(ir.VoidType(), [PTR, PTR, I32, PTR])
+
+Emit = Callable[[Kernel, Sequence[Ptr], tuple[Any, Any]], None]
+"""emit(k, (inputs, outputs, arena), (first, last)): the calls of one piece of work, of its part [first, last) of WHOLE."""
+ALL = (ir.Constant(I64, 0), ir.Constant(I64, WHOLE))
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something to do in `pieces`."""
+
+    emit: Emit
+    pieces: int
+
+
+def stages(works: Sequence[Work]) -> Iterator[tuple[Work, ...]]:
+    """What is divided by itself; what is not, as much of it as comes together."""
+    for divided, group in groupby(works, lambda w: w.pieces > 1):
+        found = tuple(group)
+        yield from ((w,) for w in found) if divided else (found,)
+
+
+def context_of(k: Kernel, inputs: Ptr, outputs: Ptr, arena: Ptr) -> Ptr:
+    """The struct for tasks, on the stack."""
+    context = Ptr(k, k.b.alloca(PTR, size=len(CONTEXT)))
+    for i, p in enumerate((inputs, outputs, arena)):
+        k.b.store(p.ir, (context + 8 * i).ir)
+    return context
+
+
+def emit_stages(k: Kernel, name: str, works: Sequence[Work], context: Ptr, caller: tuple[Ptr, Ptr]) -> None:
+    """Calls of all of `works`, those that are divided by `caller` = (parallel_for, pool)."""
+    for n, stage in enumerate(stages(works)):
+        if stage[0].pieces > 1:
+            pieces = ir.Constant(I32, stage[0].pieces)
+            task = _task(k, f"{name}_task_{n}", stage[0])
+            call_through(k, caller[0].ir, PARALLEL_FOR, [address_of(k, task), context.ir, pieces, caller[1].ir])
+        else:
+            k.b.call(_together(k, f"{name}_part_{n}", stage), [context.ir])
+
+
+@dataclass(frozen=True)
+class _Pointed:
+    """A pointer as the function that it points to."""
+
+    pointer: Any
+    function_type: Any
+    type: Any = PTR
+
+    def get_reference(self) -> str:
+        return str(self.pointer.get_reference())
+
+
+def call_through(k: Kernel, pointer: Any, kind: Any, arguments: Sequence[Any]) -> None:
+    """Call the function of type `kind` at `pointer`."""
+    k.b.call(_Pointed(pointer, kind), arguments)
+
+
+def address_of(k: Kernel, function: Any) -> Any:
+    """A function's address."""
+    return k.b.bitcast(function, PTR)
+
+
+def _task(k: Kernel, name: str, work: Work) -> Any:
+    """void task(context, index): one piece."""
+    t = Kernel(k.module, k.target, name, ("context",), numbers=(I32,))
+    step = -(-WHOLE // work.pieces)
+    first = t.b.mul(t.b.zext(t.numbers[0], I64), ir.Constant(I64, step))
+    work.emit(t, _loaded(t), (first, t.b.add(first, ir.Constant(I64, step))))
+    return t.ret()
+
+
+def _together(k: Kernel, name: str, works: Sequence[Work]) -> Any:
+    """void part(context): all of several."""
+    t = Kernel(k.module, k.target, name, ("context",))
+    for work in works:
+        work.emit(t, _loaded(t), ALL)
+    return t.ret()
+
+
+def _loaded(k: Kernel) -> list[Ptr]:
+    return [Ptr(k, k.b.load((k.parameters[0] + 8 * i).ir, typ=PTR)) for i in range(len(CONTEXT))]

@@ -1,0 +1,99 @@
+"""Threads of a program: they run the worker loop of its compiled code, the interpreter's lock released.
+
+While a program runs, its workers spin for pieces of work in machine code; for a moment (`LINGER`) after it they go on, so that runs that
+follow each other need not wake them; then they sleep. An idle program uses no time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arena import allocate
+
+SIZE = 192
+IDLE, BUSY, STOP = 0, 1, 2
+LINGER = 200e-6
+"""Seconds."""
+TRIED = 2000
+"""Spins that measure how long one takes."""
+
+_Worker = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+_Set = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)
+
+
+class WorkerPool:
+    """`threads - 1` workers beside the thread that calls; `addresses` are those of the pool's functions in machine code."""
+
+    def __init__(self, addresses: Mapping[str, int], names: tuple[str, str, str], threads: int, owner: object) -> None:
+        self.threads = threads
+        self.parallel_for = addresses[names[0]]
+        self._shared = allocate(SIZE)
+        self._set = _Set(addresses[names[2]])
+        self._turn = threading.Lock()
+        worker = _Worker(addresses[names[1]])
+        spins = _spins(worker, self.address)
+        self._wakes = [threading.Event() for _ in range(threads - 1)]
+        arguments = [(worker, spins, self._shared, wake, owner) for wake in self._wakes]
+        workers = [threading.Thread(target=_work, args=a, name="qcompiler worker", daemon=True) for a in arguments]
+        for w in workers:
+            w.start()
+        self._end = weakref.finalize(self, _stop, self._set, self._shared, self._wakes, workers)
+
+    @property
+    def address(self) -> int:
+        """Of the memory that the threads share."""
+        return int(self._shared.ctypes.data)
+
+    @contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """True: the workers are awake and ours until the end; False: another call has them."""
+        if not self._turn.acquire(blocking=False):
+            yield False
+            return
+        try:
+            self._set(self.address, BUSY)
+            for wake in self._wakes:
+                wake.set()
+            yield True
+        finally:
+            self._set(self.address, IDLE)
+            self._turn.release()
+
+    def close(self) -> None:
+        """End the workers."""
+        self._end()
+
+
+def _spins(worker: Any, address: int) -> int:
+    """How many spins take about `LINGER`."""
+    start = perf_counter()
+    worker(address, TRIED)
+    return int(min(max(TRIED * LINGER / max(perf_counter() - start, 1e-9), 100), 1e6))
+
+
+def _work(worker: Any, spins: int, shared: NDArray[np.uint8], wake: threading.Event, owner: object) -> None:
+    """A worker's life. The event is cleared before the state is looked at, so that no wake-up is lost."""
+    address, state = int(shared.ctypes.data), shared[128:132].view(np.int32)
+    while True:
+        wake.clear()
+        if state[0] == IDLE:
+            wake.wait()
+        if worker(address, spins) == 0:
+            return
+
+
+def _stop(set_state: Any, shared: NDArray[np.uint8], wakes: Sequence[threading.Event], workers: Sequence[threading.Thread]) -> None:
+    set_state(int(shared.ctypes.data), STOP)
+    for wake, worker in zip(wakes, workers):
+        wake.set()
+        if worker is not threading.current_thread():
+            worker.join(timeout=1.0)
