@@ -1,17 +1,23 @@
 """Dot products of four: acc[lane] += sum over i < 4 of x[lane, i] * w[lane, i], in the form that each instruction set has.
 
-All forms are exact for x in [-128, 127] and w in [-127, 127]:
+All are exact for x in [-128, 127] and w in [-127, 127]:
 
 - **vpdpbusd**: one instruction, u8 x s8. Activations are stored offset by 128, which the bias takes back: -128 * sum(w), modulo 2^32.
-- **maddubs**: |x| as u8 times sign(w, x) as s8 in pairs of 16 bits, at most 2 * 128 * 127 < 2^15, then vpmaddwd by ones.
+- **maddubs**: |x| as u8 times sign(w, x) as s8 in pairs of 16 bits, at most 2 * 128 * 127 < 2^15, then vpmaddwd by ones. Where the
+  weights allow it (`chains`), x + 128 as u8 times w as it is; the bias takes 128 * sum(w) back.
 - **sdot**: one instruction, s8 x s8.
 - **smull**: the first and second pair of a group multiplied to 16 bits and added, at most 2 * 128 * 127 < 2^15 again, then
   pairwise added into the accumulator: smull, smlal, sadalp. Weights are packed with pairs outermost: (pair, lane, 2).
+
+The last two have 16-bit sums between: where the weights prove that they stay in range, several groups are added up in 16 bits before
+they are widened.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -31,30 +37,34 @@ XOperand = tuple[Any, ...]
 class Dot:
     """One form; the numbers are what the choice of tiles needs to know."""
 
-    steps: int = 1
+    steps: float = 1
     """Instructions per dot."""
-    prepare: int = 0
+    prepare: float = 0
     """Instructions per x operand besides its load."""
+    multiplies: float = 1
+    """Of them, those that only the multipliers do."""
     scratch: int = 2
     """Registers in use besides accumulators and weights."""
+    offset: int = 0
+    """What `dot` adds to x; the bias takes it back."""
 
     def pack(self, w: NDArray[np.int8]) -> NDArray[np.int8]:
         """Weights [..., lanes, 4] in the order of a register: [..., lanes * 4]."""
         return w.reshape(*w.shape[:-2], -1)
 
-    def broadcast(self, k: Kernel, p: Ptr) -> XOperand:
+    def broadcast(self, k: Kernel, p: Ptr, signed: bool = True) -> XOperand:
         """The four stored activations at `p`, for all lanes."""
-        return self.operand(k, k.reinterpret(k.broadcast(p, 32), 8))
+        return self.operand(k, k.reinterpret(k.broadcast(p, 32), 8), signed)
 
-    def operand(self, k: Kernel, x: Val) -> XOperand:
-        """x operand of a register with four activations per lane."""
+    def operand(self, k: Kernel, x: Val, signed: bool = True) -> XOperand:
+        """x operand of a register with four activations per lane; not `signed`: those of x + 128, where a form has both."""
         return x.regs
 
-    def interleave(self, k: Kernel, taps: list[Val]) -> list[XOperand]:
+    def interleave(self, k: Kernel, taps: list[Val], signed: bool = True) -> list[XOperand]:
         """Four x operands, for the registers of a block of count 4, from four registers of channels: lane c gets taps[i][c]."""
         pairs = [k.reinterpret(half, 16) for a, b in (taps[:2], taps[2:]) for half in k.zip(a, b)]
         quads = [*k.zip(pairs[0], pairs[2]), *k.zip(pairs[1], pairs[3])]
-        return [self.operand(k, k.reinterpret(q, 8)) for q in quads]
+        return [self.operand(k, k.reinterpret(q, 8), signed) for q in quads]
 
     def dot(self, k: Kernel, acc: Any, x: XOperand, w: Any) -> Any:
         """acc plus the products."""
@@ -72,17 +82,47 @@ class Vpdpbusd(Dot):
         return instrs.VPDPBUSD[k.target.vector_bits](k, acc, x[0], w)
 
 
-class Maddubs(Dot):
-    """|x| * sign(w, x), exact in 16 bits."""
+@dataclass(frozen=True)
+class Chained(Dot):
+    """Forms with 16-bit sums between products and accumulator."""
 
-    def operand(self, k: Kernel, x: Val) -> XOperand:
-        (r,) = x.regs
-        return r, k.absolute(r)
+    cells: tuple[tuple[int, ...], ...] = ()
+    """Which of the four products of a group share a 16-bit lane."""
+    unsigned: bool = False
+    """Whether x + 128 times w, without a sign, is cheaper."""
+
+    def products(self, k: Kernel, x: XOperand, w: Any) -> list[Any]:
+        """16-bit lanes whose sum is that of the products."""
+        raise NotImplementedError
+
+    def widened(self, k: Kernel, words: Any) -> Any:
+        """Neighbouring 16-bit lanes added to 32 bits."""
+        raise NotImplementedError
+
+    def chain(self, k: Kernel, acc: Any, xs: Sequence[XOperand], ws: Sequence[Any]) -> Any:
+        """acc plus the products of several groups, whose sums are proven to stay in 16 bits."""
+        words = reduce(k.b.add, (p for x, w in zip(xs, ws, strict=True) for p in self.products(k, x, w)))
+        return k.b.add(acc, self.widened(k, words))
 
     def dot(self, k: Kernel, acc: Any, x: XOperand, w: Any) -> Any:
-        signed, bits = instrs.SIGN[k.target.vector_bits](k, w, x[0]), k.target.vector_bits
-        pairs = instrs.MADDUBS[bits](k, x[1], signed)
-        return k.b.add(acc, instrs.MADD[bits](k, pairs, instrs.splat(pairs.type, 1)))
+        return self.chain(k, acc, [x], [w])
+
+
+class Maddubs(Chained):
+    """An x operand is (|x|, x) for the signed form, or (x + 128,)."""
+
+    def operand(self, k: Kernel, x: Val, signed: bool = True) -> XOperand:
+        if not signed:
+            return k.unsigned(x).regs
+        (r,) = k.unbias(x).regs
+        return k.absolute(r), r
+
+    def products(self, k: Kernel, x: XOperand, w: Any) -> list[Any]:
+        bits = k.target.vector_bits
+        return [instrs.MADDUBS[bits](k, x[0], instrs.SIGN[bits](k, w, x[1]) if len(x) > 1 else w)]
+
+    def widened(self, k: Kernel, words: Any) -> Any:
+        return instrs.MADD[k.target.vector_bits](k, words, instrs.splat(words.type, 1))
 
 
 class Sdot(Dot):
@@ -92,24 +132,26 @@ class Sdot(Dot):
         return instrs.SDOT(k, acc, x[0], w)
 
 
-class Smull(Dot):
+class Smull(Chained):
     """Pairs outermost: x and w operands are (first pairs, second pairs) of all lanes."""
 
     def pack(self, w: NDArray[np.int8]) -> NDArray[np.int8]:
         lanes = w.shape[-2]
         return w.reshape(*w.shape[:-1], 2, 2).swapaxes(-3, -2).reshape(*w.shape[:-2], lanes * 4)
 
-    def broadcast(self, k: Kernel, p: Ptr) -> XOperand:
+    def broadcast(self, k: Kernel, p: Ptr, signed: bool = True) -> XOperand:
         return tuple(_half(k, k.reinterpret(k.broadcast(p + at, 16), 8), 0) for at in (0, 2))
 
-    def interleave(self, k: Kernel, taps: list[Val]) -> list[XOperand]:
+    def interleave(self, k: Kernel, taps: list[Val], signed: bool = True) -> list[XOperand]:
         first, second = k.zip(*taps[:2]), k.zip(*taps[2:])
         return [(_half(k, first[i], h), _half(k, second[i], h)) for i in (0, 1) for h in (0, 1)]
 
-    def dot(self, k: Kernel, acc: Any, x: XOperand, w: Any) -> Any:
-        halves = [_half(k, Val(k, (w,), 8), h) for h in (0, 1)]
-        low, high = (instrs.SMULL(k, a, b) for a, b in zip(x, halves))
-        return k.b.add(acc, instrs.SADDLP(k, k.b.add(low, high)))
+    def products(self, k: Kernel, x: XOperand, w: Any) -> list[Any]:
+        halves = (_half(k, Val(k, (w,), 8), h) for h in (0, 1))
+        return [instrs.SMULL(k, a, b) for a, b in zip(x, halves)]
+
+    def widened(self, k: Kernel, words: Any) -> Any:
+        return instrs.SADDLP(k, words)
 
 
 def _half(k: Kernel, x: Val, which: int) -> Any:
@@ -117,10 +159,10 @@ def _half(k: Kernel, x: Val, which: int) -> Any:
 
 
 FORMS: dict[str, Dot] = {
-    "vpdpbusd": Vpdpbusd(),
-    "maddubs": Maddubs(steps=4, prepare=1, scratch=5),
+    "vpdpbusd": Vpdpbusd(offset=128),
+    "maddubs": Maddubs(steps=4, prepare=1, multiplies=2, scratch=5, cells=((0, 1), (2, 3)), unsigned=True),
     "sdot": Sdot(),
-    "smull": Smull(steps=3, prepare=1, scratch=3),
+    "smull": Smull(steps=3, prepare=1, multiplies=3, scratch=3, cells=((0, 2), (1, 3))),
 }
 
 

@@ -114,8 +114,8 @@ _EXTRAS = ("cx16", "sahf", "popcnt", "crc32", "bmi", "bmi2", "f16c", "fma", "lzc
 TARGETS: dict[str, Target] = {
     t.name: t
     for t in (
-        Target("x86-64", "x86_64", "x86-64", _SSE, 128, 16, "maddubs"),
-        Target("x86-64-avx2", "x86_64", "x86-64-v3", _AVX2, 256, 16, "maddubs"),
+        Target("x86-64", "x86_64", "x86-64", _SSE, 128, 16, "maddubs", 128),
+        Target("x86-64-avx2", "x86_64", "x86-64-v3", _AVX2, 256, 16, "maddubs", 128),
         Target("x86-64-avxvnni", "x86_64", "x86-64-v3", (*_AVX2, "avxvnni"), 256, 16, "vpdpbusd", 128),
         Target("x86-64-avx512vnni", "x86_64", "x86-64-v4", (*_AVX512, "avx512vnni"), 512, 32, "vpdpbusd", 128),
         Target("arm64", "aarch64", "generic", ("neon",), 128, 32, "smull"),

@@ -19,12 +19,15 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.backends.llvm.dot import GROUP, dot_of
+from qcompiler.backends.llvm.chains import Form
+from qcompiler.backends.llvm.dot import GROUP, Chained, dot_of
 from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val, join
 from qcompiler.backends.llvm.epilogue import Epilogue, Sources, load_pixels, store_pixels
 from qcompiler.backends.llvm.order import wide_order
 from qcompiler.backends.llvm.split import most_balanced
 from qcompiler.backends.llvm.target import Target
+
+from .chain import accumulate, header_bytes
 
 PARAMETERS = ("x", "residual", "weights", "constants", "tables", "out")
 
@@ -59,6 +62,8 @@ class Segment:
     columns: int
     unroll: int = 1
     chains: int = 1
+    forms: tuple[Form, ...] = ()
+    """Where products are added up in 16 bits: the forms of chains, see `chain`."""
 
 
 @dataclass(frozen=True)
@@ -89,22 +94,19 @@ class ConvConfig:
 
 def pack_weights(w: NDArray[np.int8], config: ConvConfig, target: Target) -> bytes:
     """w [O, number of runs, bytes of a run] in the order in which the kernel reads it."""
-    per_group = w.reshape(config.groups, config.channels, w.shape[1], w.shape[2])
-    return b"".join(_packed_segments(g, config, target) for g in per_group)
+    return b"".join(dot_of(target).pack(np.ascontiguousarray(b)).tobytes() for _, b in segment_weights(w, config, target))
 
 
-def _packed_segments(w: NDArray[np.int8], config: ConvConfig, target: Target) -> bytes:
-    runs, length = w.shape[1:]
-    padded = np.pad(w, ((0, 0), (0, 0), (0, config.run * GROUP - length)))
-    pieces = list[bytes]()
-    for start, s in starts(config.segments, target):
-        size = s.blocks * s.count * target.lanes
-        here = padded[start : start + size]
-        here = np.pad(here, ((0, size - here.shape[0]), (0, 0), (0, 0)))
-        lanes = here.reshape(s.blocks, s.count * target.lanes, runs, config.run, GROUP)[:, wide_order(target, 32, s.count)]
-        ordered = lanes.reshape(s.blocks, s.count, target.lanes, runs, config.run, GROUP).transpose(0, 3, 4, 1, 2, 5)
-        pieces.append(dot_of(target).pack(np.ascontiguousarray(ordered)).tobytes())
-    return b"".join(pieces)
+def segment_weights(w: NDArray[np.int8], config: ConvConfig, target: Target) -> Iterator[tuple[tuple[int, int], NDArray[np.int8]]]:
+    """(group of the convolution, segment) and its weights [blocks, groups of K, registers, lanes, 4], in order."""
+    padded = np.pad(w, ((0, 0), (0, 0), (0, config.run * GROUP - w.shape[2]))).reshape(config.groups, config.channels, -1, GROUP)
+    for g, channels in enumerate(padded):
+        for i, (start, s) in enumerate(starts(config.segments, target)):
+            size = s.blocks * s.count * target.lanes
+            here = channels[start : start + size]
+            here = np.pad(here, ((0, size - here.shape[0]), (0, 0), (0, 0)))
+            lanes = here.reshape(s.blocks, s.count * target.lanes, -1, GROUP)[:, wide_order(target, 32, s.count)]
+            yield (g, i), lanes.reshape(s.blocks, s.count, target.lanes, -1, GROUP).transpose(0, 3, 1, 2, 4)
 
 
 def starts(segments: Sequence[Segment], target: Target) -> Iterator[tuple[int, Segment]]:
@@ -163,7 +165,8 @@ def emit_conv(k: Kernel, config: ConvConfig) -> None:
 
 def _block_sizes(config: ConvConfig, s: Segment, t: Target) -> tuple[int, int]:
     """Bytes of weights and of constants of one block."""
-    return config.depth * s.count * t.vector_bytes, config.epilogue.block_bytes(t, s.count)
+    header = header_bytes(len(s.forms), config.depth) if s.forms else 0
+    return header + config.depth * s.count * t.vector_bytes, config.epilogue.block_bytes(t, s.count)
 
 
 def split_axis(config: ConvConfig) -> str:
@@ -252,6 +255,8 @@ def _accumulate(k: Kernel, config: ConvConfig, s: Segment, offsets: Sequence[int
     """Accumulators of all pixels of a tile, over all runs."""
     dot, registers = dot_of(k.target), k.target.vector_bytes * s.count
     first = config.epilogue.initial(k, at.constants, s.count)
+    if isinstance(dot, Chained):
+        return accumulate(k, dot, s.forms, config.depth, offsets, x, at.weights, [first] * len(offsets))
     zero = k.splat(0, 32).repeat(s.count)
     state: list[Val | Ptr] = [at.weights, *[first] * len(offsets), *[zero] * (len(offsets) * (s.chains - 1))]
 

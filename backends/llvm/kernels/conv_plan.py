@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.backends.llvm.dot import GROUP
+from qcompiler.backends.llvm.dot import GROUP, Chained, Dot, dot_of
 from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData, describe
 from qcompiler.backends.llvm.launch import Address, Argument, Data, Launch, Nothing
 from qcompiler.backends.llvm.target import Target
@@ -17,6 +17,7 @@ from qcompiler.ir.integer import IntConv
 from qcompiler.ir.ops import const_data
 from qcompiler.passes.plan_memory import Run
 
+from .chain_plan import chained, expected_dot
 from .conv import PARAMETERS, ConvConfig, Steps, emit_conv, pack_weights, starts
 from .tiles import Problem, choose_segments
 
@@ -53,12 +54,12 @@ def conv_shape(run: Run) -> ConvShape:
 
 
 def corrected_bias(v: Value, target: Target) -> NDArray[np.int64]:
-    """The bias as the kernel wants it: less 128 * sum(w) where activations are stored offset by 128; wraps modulo 2^32."""
+    """The bias as the kernel wants it: less 128 * sum(w) where the dot product is of x + 128; wraps modulo 2^32."""
     w, b = (const_data(i) for i in v.inputs[1:3])
     assert w is not None
     assert b is not None
     sums = w.astype(np.int64).reshape(w.shape[0], -1).sum(1)
-    return np.asarray(b.astype(np.int64) - target.storage_offset * sums)
+    return np.asarray(b.astype(np.int64) - dot_of(target).offset * sums)
 
 
 def epilogue_of(run: Run, target: Target) -> tuple[Epilogue, EpilogueData]:
@@ -72,10 +73,16 @@ def plan_conv(run: Run, target: Target) -> Iterable[Launch]:
     """Dense and grouped convolutions."""
     shape = conv_shape(run)
     epilogue, data = epilogue_of(run, target)
-    config = conv_config(shape, epilogue, target)
     w = const_data(run.step.producer.inputs[1])
     assert w is not None
-    weights = pack_weights(w.astype(np.int8).reshape(w.shape[0], -1, _run_bytes(shape)), config, target)
+    w = w.astype(np.int8).reshape(w.shape[0], -1, _run_bytes(shape))
+    config = conv_config(shape, epilogue, target, expected_dot(w, dot_of(target)))
+    if isinstance(dot_of(target), Chained):
+        found = chained(w, config, target)
+        config, weights = found.config, found.packed
+        data = replace(data, bias=data.bias - 128 * found.unsigned_sums)
+    else:
+        weights = pack_weights(w, config, target)
     given = arguments(run, shape, weights, pack_constants(data, config, target), data.tables)
     yield Launch(emit_conv, config, PARAMETERS, given, run.step.result.name)
 
@@ -103,8 +110,8 @@ def pack_constants(data: EpilogueData, config: ConvConfig, target: Target) -> by
     return b"".join(pieces)
 
 
-def conv_config(shape: ConvShape, epilogue: Epilogue, target: Target) -> ConvConfig:
-    """The kernel's configuration, tiles chosen."""
+def conv_config(shape: ConvShape, epilogue: Epilogue, target: Target, dot: Dot) -> ConvConfig:
+    """The kernel's configuration, tiles chosen for the costs of `dot`."""
     op, length = shape.op, _run_bytes(shape)
     runs = _runs(shape)
     channels = shape.w[0] // op.groups
@@ -112,7 +119,7 @@ def conv_config(shape: ConvShape, epilogue: Epilogue, target: Target) -> ConvCon
     images, rows, columns = _flattened(shape.out[:3], steps)
     run = -(-length // GROUP)
     depth = int(np.prod([n for n, _ in runs], dtype=np.int64)) * run
-    segments = choose_segments(Problem(target, rows, columns, channels, depth, run))
+    segments = choose_segments(Problem(target, rows, columns, channels, depth, run, dot))
     x, out, *residual = steps
     return ConvConfig(images, rows, columns, channels, op.groups, runs, run, x, out, residual[0] if residual else None, segments, epilogue)
 
@@ -149,4 +156,3 @@ def _runs(shape: ConvShape) -> tuple[tuple[int, int], ...]:
     rows = (kh, shape.op.dilations[0] * shape.x_strides[1])
     columns = (1, 0) if _adjacent(shape) else (kw, shape.op.dilations[1] * shape.x_strides[2])
     return tuple((n, step) for n, step in (rows, columns) if n > 1)
-

@@ -54,6 +54,8 @@ class DepthwiseConfig:
     out: Steps
     residual: Steps | None
     epilogue: Epilogue
+    signed: bool = True
+    """False: the dot products are of x + 128."""
 
 
 def widths(channels: int, target: Target) -> Iterator[tuple[int, int, int]]:
@@ -73,12 +75,17 @@ def pack_weights(w: NDArray[np.int8], config: DepthwiseConfig, target: Target) -
 
 def _packed(w: NDArray[np.int8], config: DepthwiseConfig, target: Target) -> bytes:
     size = target.vector_bytes
-    padded = np.pad(w, ((0, -w.shape[0] % size), (0, 0), (0, 0)))
-    rows = [[[padded[:, i + r, j] for i, j in g] for g in config.groups] for r in range(config.window_rows)]
-    quads = np.array([[[*g, *[np.zeros_like(padded[:, 0, 0])] * (GROUP - len(g))] for g in groups] for groups in rows])
+    quads = tap_groups(np.pad(w, ((0, -w.shape[0] % size), (0, 0), (0, 0))), config)
     blocks = quads.reshape(*quads.shape[:3], -1, size)[..., wide_order(target, 32, COUNT)]
     lanes = blocks.transpose(3, 0, 1, 4, 2).reshape(blocks.shape[3], config.window_rows, len(config.groups), COUNT, target.lanes, GROUP)
     return dot_of(target).pack(np.ascontiguousarray(lanes)).tobytes()
+
+
+def tap_groups(w: NDArray[np.int8], config: DepthwiseConfig) -> NDArray[np.int8]:
+    """w [C, kh, kw] as [window row, group, 4, C]."""
+    zeros = np.zeros_like(w[:, 0, 0])
+    rows = [[[w[:, i + r, j] for i, j in g] for g in config.groups] for r in range(config.window_rows)]
+    return np.array([[[*g, *[zeros] * (GROUP - len(g))] for g in groups] for groups in rows])
 
 
 # --- choice ----------------------------------------------------------------------------------------------------------
@@ -175,7 +182,7 @@ def _window(k: Kernel, config: DepthwiseConfig, x: Ptr, weights: Ptr, acc: Seque
     for _, offsets, g, p in sorted(_uses(config)):
         if offsets not in operands:
             taps = [k.load(x + o, 8) for o in offsets]
-            operands[offsets] = dot.interleave(k, [*taps, *[taps[-1]] * (GROUP - len(taps))])
+            operands[offsets] = dot.interleave(k, [*taps, *[taps[-1]] * (GROUP - len(taps))], config.signed)
         w = k.load(weights + g * size, 8, COUNT)
         lanes = zip(found[p].regs, operands[offsets], w.regs)
         found[p] = Val(k, tuple(dot.dot(k, a, o, r) for a, o, r in lanes), 32)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from qcompiler.backends.llvm.chains import all_unsigned
+from qcompiler.backends.llvm.dot import GROUP, Chained, dot_of
 from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData
 from qcompiler.backends.llvm.launch import Launch
 from qcompiler.backends.llvm.target import Target
@@ -14,7 +18,7 @@ from qcompiler.passes.plan_memory import Run
 
 from .conv import PARAMETERS, Steps
 from .conv_plan import ConvShape, arguments, conv_shape, epilogue_of
-from .depthwise import COUNT, MAX_TAPS, DepthwiseConfig, choose, emit_depthwise, pack_weights, widths
+from .depthwise import COUNT, MAX_TAPS, DepthwiseConfig, choose, emit_depthwise, pack_weights, tap_groups, widths
 
 
 def plan_depthwise(run: Run, target: Target) -> Iterable[Launch]:
@@ -24,9 +28,19 @@ def plan_depthwise(run: Run, target: Target) -> Iterable[Launch]:
     config = depthwise_config(shape, epilogue, target)
     w = const_data(run.step.producer.inputs[1])
     assert w is not None
-    weights = pack_weights(w.astype(np.int8)[..., 0], config, target)
+    w = w.astype(np.int8)[..., 0]
+    config = replace(config, signed=not _unsigned(w, config, target))
+    if not config.signed:
+        data = replace(data, bias=data.bias - 128 * w.astype(np.int64).sum((1, 2)))
+    weights = pack_weights(w, config, target)
     given = arguments(run, shape, weights, _constants(data, config, target), data.tables)
     yield Launch(emit_depthwise, config, PARAMETERS, given, run.step.result.name)
+
+
+def _unsigned(w: NDArray[np.int8], config: DepthwiseConfig, target: Target) -> bool:
+    """Whether the weights [C, kh, kw] allow products with x + 128, which need no sign."""
+    dot = dot_of(target)
+    return isinstance(dot, Chained) and all_unsigned(tap_groups(w, config).transpose(3, 0, 1, 2).reshape(len(w), -1, GROUP), dot)
 
 
 def _constants(data: EpilogueData, config: DepthwiseConfig, target: Target) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
-from qcompiler.backends.llvm.dot import Dot, dot_of
+from qcompiler.backends.llvm.dot import Dot
 from qcompiler.backends.llvm.target import Target
 
 from .conv import Segment
@@ -35,6 +35,7 @@ class Problem:
     channels: int
     depth: int
     run: int
+    dot: Dot
 
 
 @cache
@@ -67,7 +68,7 @@ def _tiled(p: Problem, blocks: int, count: int) -> Segment:
 
 
 def _tiles(p: Problem, blocks: int, count: int) -> Iterator[Segment]:
-    most = max(1, (p.target.registers - dot_of(p.target).scratch - count) // count)
+    most = max(1, (p.target.registers - p.dot.scratch - count) // count)
     for rows in range(1, min(p.rows, most) + 1):
         for columns in range(1, min(p.columns, most // rows) + 1):
             yield _unrolled(p, Segment(blocks, count, rows, columns), most * count)
@@ -88,7 +89,7 @@ def _segment_cost(p: Problem, s: Segment) -> float:
     results = pixels * s.count
     joined = -(-pixels // (4 // s.count)) * 4
     finish = (joined * EPILOGUE + results * s.chains) / WIDTH + TILE_OVERHEAD
-    return s.blocks * tiles * (p.depth * _group_cycles(dot_of(p.target), p.target, s) + finish)
+    return s.blocks * tiles * (p.depth * _group_cycles(p.dot, p.target, s) + finish)
 
 
 def _group_cycles(dot: Dot, target: Target, s: Segment) -> float:
@@ -96,4 +97,4 @@ def _group_cycles(dot: Dot, target: Target, s: Segment) -> float:
     dots, loads = pixels * s.count, pixels + s.count
     multiplies = 1.0 if target.vector_bits == 512 else 2.0
     instructions = dots * dot.steps + pixels * dot.prepare + loads + 2.0 / s.unroll
-    return max(dots * dot.steps / multiplies, loads / 2, instructions / WIDTH, LATENCY / s.chains)
+    return max(dots * dot.multiplies / multiplies, loads / 2, instructions / WIDTH, LATENCY / s.chains)

@@ -44,6 +44,8 @@ class Case:
     after: tuple[str, ...] = ()
     gap: int = 0
     """Bytes between pixels of all operands, as if they were part of a concatenation."""
+    reach: int = 127
+    """The greatest weight."""
 
 
 def quantized_input(shape: tuple[int, ...], zero: int, name: str) -> Value:
@@ -59,7 +61,7 @@ def requantized(acc: Value, real: NDArray[np.float64], zero: int, lo: int = -128
 
 def build(case: Case, rng: np.random.Generator) -> Step:
     x = quantized_input(case.x, -7, "x")
-    w = rng.integers(-127, 128, (case.channels, *case.kernel, case.x[3] // case.groups)).astype(np.int8)
+    w = rng.integers(-case.reach, case.reach + 1, (case.channels, *case.kernel, case.x[3] // case.groups)).astype(np.int8)
     bias = rng.integers(-5000, 5000, case.channels).astype(np.int32)
     op = IntConv(case.strides, case.pads, case.dilations, case.groups)
     acc = apply(op, x, constant(w, "w"), constant(bias, "b"), name="acc")

@@ -37,6 +37,10 @@ DENSE = {
     "table per channel in groups": Case((1, 3, 5, 16), 8, groups=2, after=("channel-lookup",)),
     "groups of 4": Case((1, 5, 5, 16), 32, (3, 3), pads=SAME, groups=4, after=("add",)),
     "groups of 1 to 2": Case((1, 5, 5, 6), 12, (3, 3), pads=SAME, groups=6),
+    "7 bits: 1x1 64-33": Case((1, 5, 7, 64), 33, reach=63),
+    "7 bits: 3x3 5-24": Case((1, 5, 6, 5), 24, (3, 3), pads=SAME, reach=63),
+    "6 bits: groups of 8": Case((1, 5, 5, 16), 16, (3, 3), groups=2, reach=31),
+    "3 bits: 3x3 dilated": Case((1, 7, 7, 12), 8, (3, 3), dilations=(2, 2), reach=3),
     "groups of 17": Case((1, 3, 4, 34), 66, groups=2),
 }
 DEPTHWISE = {
@@ -45,6 +49,7 @@ DEPTHWISE = {
     "5x5 5 images": Case((2, 6, 11, 5), 5, (5, 5), pads=WIDE, groups=5, after=("bounds",)),
     "7x7 3": Case((1, 8, 8, 3), 3, (7, 7), pads=((3, 3), (3, 3)), groups=3),
     "1x7 64": Case((1, 1, 20, 64), 64, (1, 7), pads=((0, 0), (3, 3)), groups=64),
+    "7 bits: 3x3 24": Case((1, 5, 7, 24), 24, (3, 3), pads=SAME, groups=24, reach=63),
     "dilated 24 gap": Case((1, 9, 9, 24), 24, (3, 3), pads=WIDE, dilations=(2, 2), groups=24, gap=5),
     "table per channel": Case((1, 4, 5, 20), 20, (3, 3), groups=20, after=("channel-lookup", "clamp")),
     "1x1 33": Case((1, 3, 3, 33), 33, groups=33, after=("lookup",)),

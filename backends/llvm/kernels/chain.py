@@ -1,0 +1,77 @@
+"""The K loop of a tile by chains: groups of four in the order that `chains` found, several of them added up in 16 bits.
+
+A block's weights begin with a header of 32-bit numbers, how many chains of each form there are and where each group lies in the window,
+padded to 64 bytes. Then the weights follow in the order of the chains: [group][register][lane][4].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.backends.llvm.chains import ChainPlan, Form
+from qcompiler.backends.llvm.dot import GROUP, Chained
+from qcompiler.backends.llvm.dsl import Kernel, Ptr, Val
+
+WORD = 4
+
+
+def group_offsets(runs: Sequence[tuple[int, int]], run: int) -> NDArray[np.int64]:
+    """Bytes from the window's first element to each group of four, in the order of K."""
+    at = np.zeros(1, np.int64)
+    for n, step in (*runs, (run, GROUP)):
+        at = (at[:, None] + np.arange(n) * step).ravel()
+    return at
+
+
+def header_bytes(forms: int, groups: int) -> int:
+    """Size of a block's header."""
+    return -(-WORD * (forms + groups) // 64) * 64
+
+
+def pack_blocks(w: NDArray[np.int8], plan: ChainPlan, offsets: NDArray[np.int64], dot: Chained) -> bytes:
+    """`w` [blocks, groups, registers, lanes, 4] as the kernel reads it."""
+    blocks, groups = w.shape[:2]
+    header = np.zeros((blocks, header_bytes(len(plan.forms), groups) // WORD), np.int32)
+    header[:, : len(plan.forms)] = plan.counts
+    header[:, len(plan.forms) : len(plan.forms) + groups] = offsets[plan.order]
+    ordered = np.ascontiguousarray(np.take_along_axis(w, plan.order[:, :, None, None, None], 1))
+    return np.concatenate([header.view(np.int8), dot.pack(ordered).reshape(blocks, -1)], 1).tobytes()
+
+
+def accumulate(
+    k: Kernel, dot: Chained, forms: Sequence[Form], groups: int, pixels: Sequence[int], x: Ptr, weights: Ptr, first: Sequence[Val]
+) -> list[Val]:
+    """`first`, the accumulators of the pixels at the offsets `pixels` from x, after all chains."""
+    table = weights + WORD * len(forms)
+    state: list[Val | Ptr] = [table, weights + header_bytes(len(forms), groups), *first]
+    for n, form in enumerate(forms):
+        with k.rounds(k.load_index(weights + WORD * n), state) as inner:
+            inner[:] = _chain(k, dot, form, pixels, x, inner)
+        state = inner
+    return [v for v in state[2:] if isinstance(v, Val)]
+
+
+def _chain(k: Kernel, dot: Chained, form: Form, pixels: Sequence[int], x: Ptr, state: Sequence[Val | Ptr]) -> list[Val | Ptr]:
+    """One chain for every pixel and register."""
+    table, weights, *accs = state
+    assert isinstance(table, Ptr)
+    assert isinstance(weights, Ptr)
+    places = [x + k.load_index(table + WORD * n) for n in range(form.links)]
+    count = len(_registers(accs[0]))
+    size = count * k.target.vector_bytes
+    ws = [k.load(weights + n * size, 8, count).regs for n in range(form.links)]
+    found = list[Val | Ptr]()
+    for offset, acc in zip(pixels, accs, strict=True):
+        xs = [dot.broadcast(k, p + offset, form.signed) for p in places]
+        regs = tuple(dot.chain(k, a, xs, [w[r] for w in ws]) for r, a in enumerate(_registers(acc)))
+        found.append(Val(k, regs, 32))
+    return [table + WORD * form.links, weights + form.links * size, *found]
+
+
+def _registers(v: Val | Ptr) -> tuple[Any, ...]:
+    assert isinstance(v, Val)
+    return v.regs
