@@ -6,11 +6,12 @@ convolution before it is divided by s_c and input channel c of every convolution
 quantized per output channel do not need that, activations with one scale per tensor do; so s follows measured ranges, as
 SmoothQuant does for transformers (Xiao et al. 2023, section 4):
 
-    s_c = (max_v r_vc / R_v)^alpha      r_vc = max |x_c| of value v, R_v = max_c r_vc, over all measured v that share s
+    s_c = (max_v r_vc / R_v)^alpha      r_vc = max |x_c| of value v, R_v = max_c r_vc, over all measured v that share channel c
 
 alpha = 1 would give every channel the whole range and leave all unevenness to the rows of the next weights; 1/2 divides it.
-Values that share s (pointwise operators, pooling, residual additions) are the connected components of a graph; a component that
-reaches a graph input or output, or an operator that does not commute with s, stays as it is.
+Channels of different values that must share one s (through pointwise operators, pooling, residual additions, concatenation) are the
+connected components of a graph of channels. A component that reaches a graph input or output, or an operator that does not commute
+with s, stays as it is.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
 
-import networkx as nx
 import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from qcompiler.ir.graph import Declined, Graph, Value
-from qcompiler.ir.ops import AveragePool, Const, Conv, Input, MaxPool, Pad, PadMode, Reduce, Reduction, Reshape, Resize
+from qcompiler.ir.ops import AveragePool, Concat, Const, Conv, Input, MaxPool, Pad, PadMode, Reduce, Reduction, Reshape, Resize, Slice
 from qcompiler.ir.pointwise import Add, Clip, LeakyRelu, Sub
 
 from .calibrate.statistics import Statistics
@@ -32,6 +35,9 @@ from .constants import Floats, floats, same_dtype
 ALPHA = 0.5
 BOUND = 16.0
 """No channel is scaled by more than this."""
+
+
+Ints = NDArray[np.int64]
 
 
 @dataclass
@@ -56,27 +62,49 @@ class Layer:
 def equalize(graph: Graph, statistics: Mapping[Value, Statistics], declined: Declined | None = None) -> Graph:
     """The same function with evener activations; `statistics` are those of the stored values, some samples suffice."""
     layers = {v: layer for v in graph.order if (layer := _layer(v)) is not None}
-    declined = declined if declined is not None else Declined()
-    changed: dict[Value, Layer] = {}
-    for shared in _sharing(graph, layers):
-        why = next((w for v in shared if (w := _why_fixed(v, graph, layers)) is not None), None)
-        s = channel_scales([statistics[v] for v in shared if v in statistics])
-        if why is not None:
-            declined(shared[0], f"channels are not equalized: {why}")
-        elif s is not None:
-            changed |= _scale(shared, s, graph, layers)
+    classes = channel_classes(graph)
+    s = class_scales(classes, statistics)
+    for v, ids in classes.items():
+        if (why := _why_fixed(v, graph, layers)) is not None:
+            s[ids] = 1.0
+            (declined or Declined())(v, f"channels are not equalized: {why}")
+    changed = {v: layer for v, layer in layers.items() if _scale(v, layer, s, classes)}
     return _with_layers(graph, changed) if changed else graph
 
 
-def channel_scales(measured: list[Statistics]) -> Floats | None:
-    """s_c, in [1/BOUND, 1]; dead channels keep 1. None where nothing is measured, or nothing uneven."""
-    ranges = [np.maximum(np.abs(m.channel_min), np.abs(m.channel_max)) for m in measured]
-    relative = [r / r.max() for r in ranges if r.max() > 0]
-    if not relative or len({len(r) for r in relative}) > 1:
-        return None
-    reach = np.max(relative, axis=0)
-    s = np.clip(np.where(reach > 0, reach, 1.0) ** ALPHA, 1 / BOUND, 1.0)
-    return None if np.allclose(s, s[0]) else s
+def channel_classes(graph: Graph) -> dict[Value, Ints]:
+    """For every activation, the class of each of its channels: equal numbers must be scaled alike."""
+    own, count = dict[Value, Ints](), 0
+    for v in filter(_is_activation, graph.order):
+        own[v] = np.arange(count, count + v.shape[-1])
+        count += v.shape[-1]
+    pairs = [pair for v in own if commutes(v) for i, part in _sources(v) if i in own for pair in ((own[v][part], own[i][_picked(v)]),)]
+    rows, columns = (np.concatenate([p[k] for p in pairs] or [np.empty(0, np.int64)]) for k in range(2))
+    _, labels = connected_components(coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(count, count)), directed=False)
+    return {v: labels[numbers] for v, numbers in own.items()}
+
+
+def _sources(v: Value) -> Iterator[tuple[Value, slice]]:
+    """The operands of a commuting `v`, each with the channels of `v` that it gives."""
+    start = 0
+    for i in v.inputs:
+        yield i, slice(start, start + i.shape[-1]) if isinstance(v.op, Concat) else slice(None)
+        start += i.shape[-1]
+
+
+def _picked(v: Value) -> slice:
+    """The channels of its operand that `v` takes."""
+    return v.op.slices[-1] if isinstance(v.op, Slice) else slice(None)
+
+
+def class_scales(classes: Mapping[Value, Ints], statistics: Mapping[Value, Statistics]) -> Floats:
+    """s per class, in [1/BOUND, 1]; dead channels and those not measured keep 1."""
+    reach = np.zeros(1 + max((int(ids.max()) for ids in classes.values() if ids.size), default=0))
+    for v, measured in statistics.items():
+        r = np.maximum(np.abs(measured.channel_min), np.abs(measured.channel_max))
+        if v in classes and len(r) == len(classes[v]) and r.max() > 0:
+            np.maximum.at(reach, classes[v], r / r.max())
+    return np.clip(np.where(reach > 0, reach, 1.0) ** ALPHA, 1 / BOUND, 1.0)
 
 
 def _layer(v: Value) -> Layer | None:
@@ -86,19 +114,8 @@ def _layer(v: Value) -> Layer | None:
     return None if weights is None else Layer(weights, bias[0] if bias else None, v.op.groups)
 
 
-def _sharing(graph: Graph, layers: Mapping[Value, Layer]) -> Iterator[list[Value]]:
-    """Activations in groups that must be scaled alike, in execution order; only groups that a convolution writes."""
-    sharing = nx.Graph()
-    sharing.add_nodes_from(v for v in graph.order if _is_activation(v))
-    sharing.add_edges_from((v, i) for v in graph.order if commutes(v) for i in v.inputs)
-    position = {v: n for n, v in enumerate(graph.order)}
-    for group in nx.connected_components(sharing):
-        if any(v in layers for v in group):
-            yield sorted(group, key=position.__getitem__)
-
-
 def _is_activation(v: Value) -> bool:
-    return v.type.dtype.is_float and not isinstance(v.op, Const)
+    return v.type.dtype.is_float and not isinstance(v.op, Const) and v.type.rank > 0
 
 
 def commutes(v: Value) -> bool:
@@ -110,6 +127,10 @@ def commutes(v: Value) -> bool:
             return True
         case Add() | Sub():
             return all(i.shape == v.shape for i in v.inputs)
+        case Concat(axis):
+            return axis == v.type.rank - 1
+        case Slice():
+            return True
         case Resize(taps):
             return taps[-1] is None
         case Reduce(Reduction.mean | Reduction.max | Reduction.sum, axes):
@@ -131,15 +152,14 @@ def _why_fixed(v: Value, graph: Graph, layers: Mapping[Value, Layer]) -> str | N
     return f"its reader {type(readers[0].op).__name__} '{readers[0].name}' does not commute with scales" if readers else None
 
 
-def _scale(shared: list[Value], s: Floats, graph: Graph, layers: Mapping[Value, Layer]) -> dict[Value, Layer]:
-    """Divide the channels of every shared value by `s`; the layers that changed."""
-    writers = [v for v in shared if v in layers]
-    readers = [u for v in shared for u in graph.uses[v] if u in layers]
-    for v in writers:
-        layers[v].scale_outputs(1 / s)
-    for u in readers:
-        layers[u].scale_inputs(s)
-    return {v: layers[v] for v in (*writers, *readers)}
+def _scale(v: Value, layer: Layer, s: Floats, classes: Mapping[Value, Ints]) -> bool:
+    """Scale the weights of `v` by the factors of its operand and its result; whether any was not 1."""
+    before, after = s[classes[v.inputs[0]]] if v.inputs[0] in classes else np.ones(1), s[classes[v]]
+    if (before == 1).all() and (after == 1).all():
+        return False
+    layer.scale_outputs(1 / after)
+    layer.scale_inputs(np.broadcast_to(before, v.inputs[0].shape[-1:]))
+    return True
 
 
 def _with_layers(graph: Graph, changed: Mapping[Value, Layer]) -> Graph:

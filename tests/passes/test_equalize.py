@@ -6,10 +6,10 @@ from float_graphs import Build, assert_same, graph_of
 
 from qcompiler.ir.graph import Declined, Graph
 from qcompiler.ir.interpret import evaluate
-from qcompiler.ir.ops import AveragePool, Conv, MaxPool, Pad
+from qcompiler.ir.ops import AveragePool, Concat, Conv, MaxPool, Pad, Slice
 from qcompiler.ir.pointwise import Add, Clip, LeakyRelu, Sigmoid
 from qcompiler.passes.calibrate.statistics import observe
-from qcompiler.passes.equalize import BOUND, channel_scales, equalize
+from qcompiler.passes.equalize import BOUND, channel_classes, class_scales, equalize
 from qcompiler.passes.storage_points import storage_points
 
 
@@ -58,12 +58,22 @@ def test_a_residual_stream_is_scaled_as_one():
 
 
 def test_scales_are_bounded_and_dead_channels_left():
-    x = np.array([[0.0, 1e-6, 0.25, 1.0]], np.float32)
-    np.testing.assert_allclose(channel_scales([observe(x, 1)]), [1.0, 1 / BOUND, 0.5, 1.0])
+    b = Build()
+    v = b.conv(b.input(1, 1, 1, 3), 4)
+    classes = {v: channel_classes(graph_of(v))[v]}
+    s = class_scales(classes, {v: observe(np.array([[0.0, 1e-6, 0.25, 1.0]], np.float32), 1)})
+    np.testing.assert_allclose(s[classes[v]], [1.0, 1 / BOUND, 0.5, 1.0])
 
 
-def test_even_channels_need_nothing():
-    assert channel_scales([observe(np.ones((3, 4), np.float32), 1)]) is None
+def test_channels_keep_their_scale_through_concat_and_slice():
+    b = Build()
+    x = b.input(1, 6, 6, 4)
+    joined = b.op(Concat(3), spread(b, b.conv(x, 8)), spread(b, b.conv(x, 4)))
+    sliced = b.op(Slice((0, 0, 0, 2), (1, 6, 6, 10), (1, 1, 1, 1)), joined)
+    graph = graph_of(b.op(Add(), b.conv(joined, 5), b.conv(sliced, 5)))
+    after = equalize(graph, measured(graph))
+    assert_same(graph, after)
+    assert unevenness(after, Concat) < 0.7 * unevenness(graph, Concat)
 
 
 def test_what_does_not_commute_is_declined():
