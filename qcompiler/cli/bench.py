@@ -24,7 +24,7 @@ OURS, FLOAT, INT8 = "compiled", "onnxruntime float", "onnxruntime int8"
 @click.command("bench")
 @click.argument("artifact", metavar="ARTIFACT")
 @click.argument("model", metavar="[MODEL.onnx]", required=False)
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="threads of ONNX Runtime; compiled programs use one")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="threads that compute one call, of the program and of ONNX Runtime")
 @click.option("--seconds", type=click.FloatRange(0.01), default=2.0, show_default=True, help="how long to measure each")
 @click.option("--layers", is_flag=True, help="where the time goes, by layer: GOP/s, percent of this CPU's peak, times of the float layers")
 @json_option
@@ -37,7 +37,7 @@ def command(artifact: str, model: str | None, threads: int, seconds: float, laye
         found = measured(artifact, manifest, feeds, model, seconds, as_json)
         show_json(found.as_dict()) if as_json else show_layers(f"{artifact} ({manifest.target.name})", found)
         return
-    program = load(artifact)
+    program = load(artifact, threads)
     calls = {OURS: lambda: program.run(feeds)} | {name: peer(m, feeds) for name, m in peers(model, inputs, threads, as_json).items()}
     with progress("measuring", None, as_json):
         times = compare(calls, seconds)
@@ -107,6 +107,6 @@ def show(facts: dict[str, Any]) -> None:
     """The measurement for people."""
     columns = ["", ">median ms", ">10 %", ">90 %", ">calls", ">times ours"]
     rows = [(name, t["median"], t["low"], t["high"], t["calls"], f"{t['ratio']:.2f}") for name, t in facts["milliseconds"].items()]
-    show_table(f"{facts['artifact']} ({facts['target']}) on {facts['cpu']}, ONNX Runtime with {facts['threads']} thread(s)", columns, rows)
+    show_table(f"{facts['artifact']} ({facts['target']}) on {facts['cpu']}, {facts['threads']} thread(s)", columns, rows)
     if len(rows) == 1:
         say(f"Name the float network to compare with ONNX Runtime: qcompile bench {facts['artifact']} MODEL.onnx")
