@@ -124,7 +124,8 @@ class _Inserter:
             return inputs
         bias_data = None if bias is None or not isinstance(bias.op, Const) else bias.op.data
         residual = self._quantization(self.residuals[v].other) if v in self.residuals else None
-        made = quantize_weights(w.op.data, bias_data, xq, self._result(v), self.means.get(v.inputs[0]), residual, self.covariances.get(v), self.weight_bits)
+        mean, covariance = self.means.get(v.inputs[0]), self.covariances.get(v)
+        made = quantize_weights(w.op.data, bias_data, xq, self._result(v), mean, residual, covariance, self.weight_bits)
         for channel in made.raised:
             self.declined(v, f"the weight scale of output channel {channel} was raised so that bias and accumulator fit")
         zeros = (0,) * len(made.scale)
@@ -186,4 +187,5 @@ def insert_qdq(
     for tools that know only operators between quantized tensors. `covariances` of the inputs of convolutions make rounding of second order;
     `weight_bits` is the width of convolution weights.
     """
-    return _Inserter(graph, quantization, means or {}, covariances or {}, declined if declined is not None else Declined(), spell_out, weight_bits).run()
+    reasons = declined if declined is not None else Declined()
+    return _Inserter(graph, quantization, means or {}, covariances or {}, reasons, spell_out, weight_bits).run()

@@ -150,7 +150,8 @@ def image_error(h: Histogram, seen: Callable[[Floats], Floats], lo: Floats | flo
 
     A flat part of f costs nothing: most levels go where f is steep, as for SiLU above zero and sigmoid around it.
     """
-    x = (np.repeat(h.edges[:-1], POINTS_PER_BIN) + np.tile((np.arange(POINTS_PER_BIN) + 0.5) / POINTS_PER_BIN, len(h.counts)) * h.width)[np.repeat(h.counts > 0, POINTS_PER_BIN)]
+    within = np.tile((np.arange(POINTS_PER_BIN) + 0.5) / POINTS_PER_BIN, len(h.counts)) * h.width
+    x = (np.repeat(h.edges[:-1], POINTS_PER_BIN) + within)[np.repeat(h.counts > 0, POINTS_PER_BIN)]
     counts = np.repeat(h.counts[h.counts > 0], POINTS_PER_BIN) / POINTS_PER_BIN
     exact = np.nan_to_num(seen(x))
     levels = np.arange(-(1 << (bits - 1)), 1 << (bits - 1))

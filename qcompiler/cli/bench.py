@@ -24,7 +24,7 @@ OURS, FLOAT, INT8 = "compiled", "onnxruntime float", "onnxruntime int8"
 @click.command("bench")
 @click.argument("artifact", metavar="ARTIFACT")
 @click.argument("model", metavar="[MODEL.onnx]", required=False)
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="threads that compute one call, of the program and of ONNX Runtime")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="threads of one call, here and in ONNX Runtime")
 @click.option("--seconds", type=click.FloatRange(0.01), default=2.0, show_default=True, help="how long to measure each")
 @click.option("--layers", is_flag=True, help="where the time goes, by layer: GOP/s, percent of this CPU's peak, times of the float layers")
 @json_option
