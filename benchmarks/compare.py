@@ -2,7 +2,9 @@
 
 Every runtime is a child process, pinned to the same cores (1 thread: the last one), and they take turns of some ten milliseconds, so that
 a busy neighbour or another clock rate strikes all alike. A turn's figure is its median; ratios are taken turn by turn, and their
-median is reported. The artifact is compiled here for this machine from the calibration inputs that the peers get too.
+median is reported. Where other work shares the machine, `--clock cpu` counts the time that each process spends on a core instead (one
+thread only): waiting for a core would otherwise weigh on long calls more than on short ones. The artifact is compiled here
+for this machine from the calibration inputs that the peers get too.
 """
 
 from __future__ import annotations
@@ -68,6 +70,15 @@ class Row:
         return self.ratio[self.fastest]
 
 
+@dataclass(frozen=True)
+class Turns:
+    """How many turns of each runtime, how long each is, and what clock counts."""
+
+    rounds: int
+    milliseconds: float
+    clock: str
+
+
 class Worker:
     """A runtime in its process."""
 
@@ -87,9 +98,9 @@ class Worker:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def turn(self, milliseconds: float) -> list[float]:
+    def turn(self, milliseconds: float, clock: str) -> list[float]:
         """Milliseconds of the calls of one turn."""
-        return [t / 1e6 for t in self.ask({"milliseconds": milliseconds})["nanoseconds"]]
+        return [t / 1e6 for t in self.ask({"milliseconds": milliseconds, "clock": clock})["nanoseconds"]]
 
 
 @contextmanager
@@ -108,11 +119,11 @@ def worker(python: str, order: Mapping[str, Any]) -> Iterator[Worker]:
 # --- what is measured ------------------------------------------------------------------------------------------------
 
 
-def engines(c: Case, python: str, samples: int) -> dict[str, tuple[str, str, Path]]:
+def engines(c: Case, python: str, samples: int, reuse: bool) -> dict[str, tuple[str, str, Path]]:
     """Name -> (interpreter, engine, file); peers whose packages are missing are left out with a message."""
     folder = CACHE / digest(c, samples)
     data, artifact = stored(c, folder), folder / "ours"
-    found = {OURS: (sys.executable, OURS, compiled(c, artifact)), "ORT float": (sys.executable, "ort", c.path)}
+    found = {OURS: (sys.executable, OURS, compiled(c, artifact, reuse)), "ORT float": (sys.executable, "ort", c.path)}
     found["ORT int8"] = (sys.executable, "ort", quantized(sys.executable, "ort", c, data, folder / "ort.onnx"))
     if subprocess.run([python, "-c", "import openvino, nncf"], capture_output=True).returncode:
         click.echo(f"{python} has no openvino and nncf: pip install 'qcompiler[peers]'", err=True)
@@ -137,8 +148,10 @@ def stored(c: Case, folder: Path) -> Path:
     return data
 
 
-def compiled(c: Case, artifact: Path) -> Path:
-    """Our program, always compiled anew."""
+def compiled(c: Case, artifact: Path, reuse: bool) -> Path:
+    """Our program, compiled anew unless `reuse`."""
+    if reuse and artifact.exists():
+        return artifact
     start = time.perf_counter()
     compile_model(c.path, calibration=({c.input: x} for x in c.samples)).save(artifact)
     click.echo(f"{c.name}: compiled in {time.perf_counter() - start:.1f} s with {len(c.samples)} samples", err=True)
@@ -153,19 +166,19 @@ def quantized(python: str, recipe: str, c: Case, data: Path, out: Path) -> Path:
     return out
 
 
-def measure(c: Case, found: Mapping[str, tuple[str, str, Path]], data: Path, threads: int, rounds: int, milliseconds: float) -> Row:
+def measure(c: Case, found: Mapping[str, tuple[str, str, Path]], data: Path, threads: int, turns: Turns) -> Row:
     """All runtimes in turn."""
     cpus = sorted(os.sched_getaffinity(0))[-threads:] if hasattr(os, "sched_getaffinity") else []
-    turns: dict[str, list[list[float]]] = {name: [] for name in found}
+    times: dict[str, list[list[float]]] = {name: [] for name in found}
     with ExitStack() as stack:
         orders = {n: (py, {"engine": e, "model": str(f), "threads": threads, "cpus": cpus, "data": str(data)}) for n, (py, e, f) in found.items()}
         workers = {name: stack.enter_context(worker(py, order)) for name, (py, order) in orders.items()}
-        for _ in range(rounds):
+        for _ in range(turns.rounds):
             for name, w in workers.items():
                 time.sleep(PAUSE)
-                turns[name].append(w.turn(milliseconds))
+                times[name].append(w.turn(turns.milliseconds, turns.clock if threads == 1 else "wall"))
         about = {name: w.about for name, w in workers.items()}
-    return summarized(c.name, threads, turns, about)
+    return summarized(c.name, threads, times, about)
 
 
 def summarized(model: str, threads: int, turns: Mapping[str, Sequence[Sequence[float]]], about: Mapping[str, str]) -> Row:
@@ -229,24 +242,37 @@ def machine() -> dict[str, Any]:
 @click.option("--threads", multiple=True, type=int, default=(1,), help="May be repeated.")
 @click.option("--rounds", default=25, show_default=True, help="Turns of each runtime.")
 @click.option("--milliseconds", default=40.0, show_default=True, help="Length of a turn.")
+@click.option("--clock", type=click.Choice(("wall", "cpu")), default="wall", help="cpu: time on a core, for one thread on a busy machine.")
+@click.option("--reuse", is_flag=True, help="Measure our artifacts of the last run instead of compiling anew.")
 @click.option("--samples", default=128, show_default=True, help="Calibration inputs.")
 @click.option("--peers-python", default=sys.executable, help="Interpreter that has openvino and nncf.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write all figures here.")
 def main(
-    names: tuple[str, ...], threads: tuple[int, ...], rounds: int, milliseconds: float, samples: int, peers_python: str, output: Path | None
+    names: tuple[str, ...],
+    threads: tuple[int, ...],
+    rounds: int,
+    milliseconds: float,
+    clock: str,
+    reuse: bool,
+    samples: int,
+    peers_python: str,
+    output: Path | None,
 ) -> None:
     """Compare on the models (all by default)."""
     CACHE.mkdir(parents=True, exist_ok=True)
     rows = list[Row]()
     for name in names or NAMES:
         c = case(name, CACHE, samples)
-        found = engines(c, peers_python, samples)
-        rows += [measure(c, found, stored(c, CACHE / digest(c, samples)), n, rounds, milliseconds) for n in threads]
+        found = engines(c, peers_python, samples, reuse)
+        rows += [measure(c, found, stored(c, CACHE / digest(c, samples)), n, Turns(rounds, milliseconds, clock)) for n in threads]
         click.echo(f"{name}: {' '.join(f'{r.gain:.2f}x' for r in rows[-len(threads) :])}", err=True)
     facts = machine()
-    click.echo(f"{facts['cpu']}, {facts['target']}, peak {facts['peak_gops']:.0f} GOP/s, {date.today()}\n\n{markdown(rows)}")
+    click.echo(
+        f"{facts['cpu']}, {facts['target']}, peak {facts['peak_gops']:.0f} GOP/s, {clock} time, load {facts['load']}, "
+        f"{date.today()}\n\n{markdown(rows)}"
+    )
     if output:
-        output.write_text(json.dumps({**facts, "date": str(date.today()), "rows": [asdict(r) for r in rows]}, indent=1))
+        output.write_text(json.dumps({**facts, "clock": clock, "date": str(date.today()), "rows": [asdict(r) for r in rows]}, indent=1))
 
 
 if __name__ == "__main__":

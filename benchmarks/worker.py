@@ -1,7 +1,7 @@
 """One runtime in a process of its own, told by `compare.py` over a pipe what to open and when to run.
 
     {"engine": "ours" | "ort" | "openvino", "model": path, "threads": 1, "cpus": [1], "data": npz}    answered by {"ready": description}
-    {"milliseconds": 40}                                                                              answered by {"nanoseconds": [...]}
+    {"milliseconds": 40, "clock": "wall" | "cpu"}                                                     answered by {"nanoseconds": [...]}
 
 Every answer is one line of JSON. While others run, a worker waits for its next line.
 """
@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from time import perf_counter_ns
+from time import perf_counter_ns, process_time_ns
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 AGAIN = 2
 """Calls at the start of each turn that are not counted: caches and predictors belong to the previous runtime."""
 Call = Callable[[], object]
+CLOCKS = {"wall": perf_counter_ns, "cpu": process_time_ns}
 
 
 def ours(model: str, feeds: dict[str, Any], threads: int) -> tuple[Call, str]:
@@ -58,15 +59,15 @@ def openvino(model: str, feeds: dict[str, Any], threads: int) -> tuple[Call, str
 ENGINES = {"ours": ours, "ort": ort, "openvino": openvino}
 
 
-def turn(call: Call, milliseconds: float) -> list[int]:
+def turn(call: Call, milliseconds: float, clock: Callable[[], int] = perf_counter_ns) -> list[int]:
     """Nanoseconds of single calls for about so long, at least three."""
     for _ in range(AGAIN):
         call()
     times, end = list[int](), perf_counter_ns() + int(milliseconds * 1e6)
     while len(times) < 3 or perf_counter_ns() < end:
-        start = perf_counter_ns()
+        start = clock()
         call()
-        times.append(perf_counter_ns() - start)
+        times.append(clock() - start)
     return times
 
 
@@ -81,7 +82,8 @@ def main() -> None:
     turn(call, 100)
     print(json.dumps({"ready": description}), flush=True)
     for line in sys.stdin:
-        print(json.dumps({"nanoseconds": turn(call, json.loads(line)["milliseconds"])}), flush=True)
+        order = json.loads(line)
+        print(json.dumps({"nanoseconds": turn(call, order["milliseconds"], CLOCKS[order["clock"]])}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""The comparison with peers: what it makes of times, and how it talks to its workers. No times are asserted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.compare import OURS, markdown, mean_gain, summarized, worker
+from benchmarks.models import LIGHT, drawn, with_random_weights
+
+ABOUT = dict.fromkeys((OURS, "ORT float", "ORT int8"), "")
+
+
+def test_ratios_are_taken_turn_by_turn():
+    turns = {OURS: [[1.0, 1.0], [10.0, 12.0], [1.0]], "ORT float": [[4.0], [44.0], [4.0]], "ORT int8": [[3.0], [22.0], [2.0]]}
+    row = summarized("net", 1, turns, ABOUT)
+    assert row.ratio == {"ORT float": 4.0, "ORT int8": 2.0}
+    assert (row.fastest, row.gain) == ("ORT int8", 2.0)
+    assert row.figures[OURS].median == 1.0
+    assert row.figures[OURS].best == 1.0
+
+
+def test_the_table_has_the_geometric_mean():
+    rows = [summarized(str(g), n, {OURS: [[1.0]], "ORT float": [[g]]}, ABOUT) for g, n in ((2.0, 1), (8.0, 1), (3.0, 2))]
+    assert mean_gain(rows[:2]) == pytest.approx(4)
+    text = markdown(rows)
+    assert "geometric mean 4.00x, least 2.00x" in text
+    assert "| 3.0 | 1.000 (1.000) | 3.000 (3.000) | 3.00x (ORT float) |" in text
+
+
+@pytest.mark.parametrize("clock", ["wall", "cpu"])
+def test_a_worker_measures(tmp_path, clock):
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 4]) for n in "xy")
+    model = helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y]), ir_version=8)
+    model.opset_import[0].version = 17
+    onnx.save(model, tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=np.zeros((2, 4), np.float32))
+    order = {"engine": "ort", "model": str(tmp_path / "m.onnx"), "threads": 1, "cpus": sorted(cpus())[:1], "data": str(tmp_path / "d.npz")}
+    with worker(sys.executable, order) as w:
+        assert w.about.startswith("onnxruntime")
+        assert len(w.turn(1, clock)) >= 3
+
+
+def cpus() -> set[int]:
+    import os
+
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
+
+
+def test_light_models_get_different_weights():
+    model = with_random_weights(onnx.load(LIGHT / "light_squeezenet.onnx"))
+    onnx.checker.check_model(model)
+    assert not [n for n in model.graph.node if n.op_type == "ConstantOfShape"]
+    kernels = [numpy_helper.to_array(i) for i in model.graph.initializer if len(i.dims) == 4]
+    assert kernels
+    assert all(len(np.unique(k)) > k.size // 2 for k in kernels)
+    assert len(model.graph.input) == 1
+
+
+def test_weights_keep_the_variance_of_activations():
+    w = drawn((64, 32, 3, 3), np.random.default_rng(0))
+    assert w.std() == pytest.approx(np.sqrt(2 / 288), rel=0.05)
+    assert (drawn((64,), np.random.default_rng(0)) > 0).all()
