@@ -14,8 +14,9 @@ from math import inf
 import numpy as np
 
 from qcompiler.ir.graph import Declined, Graph, Rule, Sweep, Value, apply, rewrite
-from qcompiler.ir.ops import AveragePool, Concat, Const, Gather, MaxPool, Reduce, Reduction, Reshape, Slice, constant
+from qcompiler.ir.ops import AveragePool, Concat, Const, Dequantize, Gather, MaxPool, Reduce, Reduction, Reshape, Slice, constant
 from qcompiler.ir.pointwise import Add, Binary, Clip, Div, LeakyRelu, Max, Min, Mul, Neg, PRelu, Sub
+from qcompiler.ir.types import DType, Quantization, TensorType
 
 from .axes import reshape_groups
 from .constants import Floats, fits, floats, same_dtype, uniform
@@ -39,6 +40,14 @@ def shrink_uniform(v: Value, sweep: Sweep) -> Value | None:
     match v:
         case Value(Binary(), (x, c)) if c.type.size > 1 and fits(c, x) and (a := uniform(c)) is not None:
             return apply(v.op, x, same_dtype(np.array(a), c, c.name), name=v.name)
+    return None
+
+
+def dequantize_bias(v: Value, sweep: Sweep) -> Value | None:
+    """x + dequantized i32 constant: the bias of a dense layer of a model that arrived quantized, as the numbers it stands for."""
+    match v:
+        case Value(Add(), (x, Value(Dequantize(), (Value(Const(data), type=TensorType(dtype=DType.i32, quant=Quantization() as q)),)) as c)):
+            return apply(Add(), x, constant(q.dequantize(data).astype(c.type.dtype.numpy), c.name), name=v.name)
     return None
 
 
@@ -140,6 +149,7 @@ def reduce_of_reshape(v: Value, sweep: Sweep) -> Value | None:
 
 RULES: tuple[Rule, ...] = (
     constant_right,
+    dequantize_bias,
     shrink_uniform,
     add_and_mul,
     merge_constants,

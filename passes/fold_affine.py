@@ -17,7 +17,7 @@ from qcompiler.ir.graph import Declined, Graph, Rule, Sweep, Value, apply, rewri
 from qcompiler.ir.ops import AveragePool, Concat, Const, Conv, MatMul, MaxPool, Op, Pad, PadMode, Reduce, Reduction, Reshape, Resize, Slice, Transpose
 from qcompiler.ir.pointwise import Add, Clip, LeakyRelu, Mul
 
-from .constants import Floats, floats, per_channel, same_dtype
+from .constants import Floats, floats, is_weights, per_channel, same_dtype
 
 
 def fold_affine(graph: Graph, declined: Declined | None = None) -> Graph:
@@ -105,12 +105,12 @@ ABSORBING = (Const, Conv, Concat, Clip, LeakyRelu, MaxPool, AveragePool, Reduce,
 
 
 def into_conv(x: Value, f: Affine, name: str, sweep: Sweep) -> Value | None:
-    """The convolution whose weights and bias hold `f`."""
+    """The convolution whose weights and bias hold `f`; weights of a model that arrived quantized are kept, and take a shift alone."""
     w = floats(x.inputs[1])
     b = floats(x.inputs[2]) if len(x.inputs) == 3 else np.zeros(x.shape[3])
-    if w is None or b is None:
+    if b is None or (w is None and not (f.is_shift and is_weights(x.inputs[1]))):
         return sweep.declined(x, "weights are no float constants")
-    weights = x.inputs[1] if f.is_shift else same_dtype(w * f.scale.reshape(-1, 1, 1, 1), x.inputs[1], x.inputs[1].name)
+    weights = x.inputs[1] if w is None or f.is_shift else same_dtype(w * f.scale.reshape(-1, 1, 1, 1), x.inputs[1], x.inputs[1].name)
     bias = same_dtype(b * f.scale + f.shift, x.inputs[1], _bias_name(x))
     return apply(x.op, x.inputs[0], weights, bias, name=name)
 

@@ -13,11 +13,13 @@ from qcompiler.ir.ops import ArgMax, Const, Conv, Dequantize, Input, MatMul, Pad
 from qcompiler.ir.pointwise import Add, Div, Max, Min, Mul, PRelu, Reciprocal, Sub, Unary
 
 from .storage_points import is_accumulating, is_movement
+from .symmetric_weights import symmetric_weights
 
 
 def legalize(graph: Graph, declined: Declined | None = None) -> Graph:
     """The graph in terms of operators with an integer form. UnsupportedModel names every value that has none."""
     graph = rewrite(graph, [divide_by_multiplying], declined)
+    graph = symmetric_weights(graph, declined)
     problems = [p for v in graph.order if (p := problem(v)) is not None]
     if problems:
         raise UnsupportedModel(problems)

@@ -26,8 +26,8 @@ from .prove_ranges import Bound, prove_ranges
 from .relax_clips import relax_clips
 from .simplify import simplify
 from .storage_points import storage_points
-from .watch import watched
 from .unary_function import sole_function
+from .watch import watched
 
 Batches = Iterable[Mapping[str, NDArray[np.generic]]]
 

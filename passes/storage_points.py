@@ -99,5 +99,3 @@ def _shares_with(v: Value) -> Iterator[Value]:
         yield from v.inputs if isinstance(v.op, Concat) else v.inputs[:1]
     elif isinstance(v.op, (Max, Min)):
         yield from v.inputs
-
-

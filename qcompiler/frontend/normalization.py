@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from qcompiler.frontend.convolution import as_2d, from_2d, spatial_rank
+from qcompiler.frontend.fold import known_array
 from qcompiler.frontend.node import Importers, Node, Unsupported
 from qcompiler.ir import pointwise as pw
 from qcompiler.ir.graph import Value
-from qcompiler.ir.ops import Const, Conv, Reduce, Reduction
-from qcompiler.ir.types import DType
+from qcompiler.ir.ops import Conv, Reduce, Reduction, constant
 
 IMPORTERS = Importers()
 
@@ -22,7 +22,7 @@ def batch_normalization(node: Node, x: Value, gain: Value, bias: Value, mean: Va
     for p in (gain, bias, mean, variance):
         if p.shape != x.shape[1:2]:
             raise ValueError(f"parameter '{p.name}' {p.type} does not fit operand {x.type}")
-    g, b, mu, var = (_precise(node, p) for p in (gain, bias, mean, variance))
+    g, b, mu, var = _precise(gain, bias, mean, variance)
     deviation = node.emit(pw.Sqrt(), node.emit(pw.Add(), var, node.constant(node.number("epsilon"), var)))
     factor = node.emit(pw.Div(), g, deviation)
     offset = node.emit(pw.Sub(), b, node.emit(pw.Mul(), mu, factor))
@@ -30,9 +30,12 @@ def batch_normalization(node: Node, x: Value, gain: Value, bias: Value, mean: Va
     return node.channels_first(node.emit(pw.Add(), scaled, node.cast(offset, x.type.dtype)))
 
 
-def _precise(node: Node, v: Value) -> Value:
-    """Constants in float64, so that folding them loses nothing."""
-    return node.cast(v, DType.f64) if isinstance(v.op, Const) else v
+def _precise(*parameters: Value) -> list[Value]:
+    """Parameters that are all known, dequantized ones too, in float64, so that folding them loses nothing."""
+    known = [a for p in parameters if (a := known_array(p)) is not None]
+    if len(known) < len(parameters):
+        return list(parameters)
+    return [constant(a.astype(np.float64), p.name) for a, p in zip(known, parameters)]
 
 
 @IMPORTERS.register("InstanceNormalization")

@@ -149,6 +149,15 @@ def test_chains_of_constants_merge():
     assert_same(graph_of(z), after)
 
 
+def test_chains_with_other_readers_stay():
+    """x + a read elsewhere, too: hard-swish behind a batch normalization is then one function of x + a."""
+    b = Build()
+    x = b.input(*SHAPE)
+    shifted = b.op(Add(), x, b.const(4))
+    graph = graph_of(b.op(Mul(), shifted, b.op(Add(), shifted, b.number(3.0))))
+    assert canonicalize(graph) is graph
+
+
 def test_integers_are_left_alone():
     i = replace(Build().input(2, name="i"), type=TensorType((2,), DType.i64))
     graph = Graph((i,), (apply(Div(), i, constant(np.array(3), "c"), name="q"),), ("y",))

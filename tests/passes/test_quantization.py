@@ -173,3 +173,17 @@ def test_raised_scales_reach_the_report() -> None:
     graph, declined = graph_of(body, SHAPE), Declined()
     insert_qdq(graph, {v: Quantization.per_tensor(0.5) for v in storage_points(graph)}, declined=declined)
     assert any("scale of output channel 0 was raised" in reason for _, reason in declined.reasons)
+
+
+def test_a_much_finer_operand_of_concat_keeps_its_scale():
+    """Where it is read elsewhere, too; what Concat alone reads is made in Concat's scale."""
+    x = Value(Input(float_type(1, 4, 4, 2)), (), float_type(1, 4, 4, 2), "x")
+    fine, wide = apply(pointwise.Sigmoid(), x, name="fine"), apply(pointwise.Exp(), x, name="wide")
+    joined = apply(ops.Concat(3), fine, wide, name="joined")
+    chosen = {fine: Quantization.per_tensor(0.01), wide: Quantization.per_tensor(1.0), joined: Quantization.per_tensor(1.0)}
+    chosen[x] = Quantization.per_tensor(0.1)
+    alone = Graph((x,), (joined,), ("y",))
+    assert share(alone, chosen)[fine] == chosen[joined]
+    shared = Graph((x,), (joined, fine), ("y", "z"))
+    assert share(shared, chosen)[fine] == chosen[fine]
+    assert share(shared, chosen)[wide] == chosen[joined]
