@@ -162,10 +162,10 @@ def digest(data: bytes | memoryview) -> str:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in bounded memory."""
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
+    total, block = hashlib.sha256(), memoryview(bytearray(1 << 17))  # stays in cache
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            total.update(block[:count])
     return total.hexdigest()
 
 
