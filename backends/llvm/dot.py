@@ -45,6 +45,8 @@ class Dot:
     """Of them, those that only the multipliers do."""
     scratch: int = 2
     """Registers in use besides accumulators and weights."""
+    wide: int = 1
+    """Groups of x that one load serves."""
     offset: int = 0
     """What `dot` adds to x; the bias takes it back."""
 
@@ -59,6 +61,10 @@ class Dot:
     def operand(self, k: Kernel, x: Val, signed: bool = True) -> XOperand:
         """x operand of a register with four activations per lane; not `signed`: those of x + 128, where a form has both."""
         return x.regs
+
+    def consecutive(self, k: Kernel, p: Ptr, groups: int) -> list[XOperand]:
+        """The x operands of `groups` groups, one after the other from `p` on."""
+        return [self.broadcast(k, p + GROUP * i) for i in range(groups)]
 
     def interleave(self, k: Kernel, taps: list[Val], signed: bool = True) -> list[XOperand]:
         """Four x operands, for the registers of a block of count 4, from four registers of channels: lane c gets taps[i][c]."""
@@ -126,10 +132,18 @@ class Maddubs(Chained):
 
 
 class Sdot(Dot):
-    """s8 x s8 in one instruction."""
+    """s8 x s8 in one instruction, which takes x for all lanes from one lane of a register."""
+
+    def consecutive(self, k: Kernel, p: Ptr, groups: int) -> list[XOperand]:
+        found = list[XOperand]()
+        for at in range(0, groups, self.wide):
+            here = min(self.wide, groups - at)
+            x = k.load_lanes(p + GROUP * at, 32, GROUP * here)
+            found += [k.reinterpret(k.permute(x, [i] * k.target.lanes), 8).regs for i in range(here)]
+        return found
 
     def dot(self, k: Kernel, acc: Any, x: XOperand, w: Any) -> Any:
-        return instrs.SDOT(k, acc, x[0], w)
+        return instrs.SDOT(k, acc, w, x[0])
 
 
 class Smull(Chained):
@@ -161,7 +175,7 @@ def _half(k: Kernel, x: Val, which: int) -> Any:
 FORMS: dict[str, Dot] = {
     "vpdpbusd": Vpdpbusd(offset=128),
     "maddubs": Maddubs(steps=4, prepare=1, multiplies=2, scratch=5, cells=((0, 1), (2, 3)), unsigned=True),
-    "sdot": Sdot(),
+    "sdot": Sdot(wide=4),
     "smull": Smull(steps=3, prepare=1, multiplies=3, scratch=3, cells=((0, 2), (1, 3))),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ ONNX_TARGETS = {"onnx-qdq": "QuantizeLinear and DequantizeLinear around float op
 Shapes = dict[str, tuple[int, ...]]
 
 METHODS = {"minmax": "MinMax", "percentile": "Percentile", "mse": "Mse", "entropy": "Entropy"}
+PRECISIONS = {"w8a8": 8, "w7a8": 7}
+PRECISION_HELP = "bits of weights and activations; w7a8 is about 1.4 times as fast on x86 CPUs without VNNI, little or no faster elsewhere"
 SYSTEMS = ["linux", "android", "macos", "windows"]
 
 SYNTHETIC = (
@@ -40,6 +43,7 @@ SYNTHETIC = (
 @image_options
 @click.option("--shape", "shapes", callback=named_shapes, multiple=True, metavar="NAME=N,N", help="fix the shape of an input; may be repeated")
 @click.option("--method", type=click.Choice(list(METHODS)), help="how ranges are chosen [default: the best known for the network]")
+@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="w8a8", show_default=True, help=PRECISION_HELP)
 @click.option("--name", default="model", show_default=True, help="prefix of the C functions")
 @click.option("-o", "--output", help="folder of the artifact, or the .onnx file of an ONNX target [default: build/MODEL-TARGET]")
 @json_option
@@ -52,6 +56,7 @@ def command(
     how: Preprocessing,
     shapes: Shapes,
     method: str | None,
+    precision: str,
     name: str,
     output: str | None,
     as_json: bool,
@@ -59,7 +64,7 @@ def command(
     """Compile a network. This is the command that is meant where none is named."""
     place = destination(model, target, output)
     check_target(target)
-    quantized = quantized_model(model, shapes, calib, limit, how, method, as_json)
+    quantized = quantized_model(model, shapes, calib, limit, how, chosen(method, precision), as_json)
     summary = write_onnx(quantized, target, place) if target in ONNX_TARGETS else write_program(quantized, target, system, name, place, as_json)
     if calib is None:
         warn(SYNTHETIC)
@@ -78,7 +83,15 @@ def destination(model: str, target: str, output: str | None) -> Path:
         raise UsageError(f"expected a file ending in .onnx for the target {target}, found '{place}'; name one with -o")
     if not to_onnx and place.suffix == ".onnx":
         raise UsageError(f"'{place}' is the name of a network, but {target} gives a folder; name one with -o, or use --target onnx-qdq")
+    check_place(place)
     return place
+
+
+def check_place(place: Path) -> None:
+    """UsageError where nothing can be written, before any work is done."""
+    above = next(p for p in place.absolute().parents if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write '{place}': '{above}' is no folder that you may write to; choose another place with -o")
 
 
 def check_model(model: str) -> None:
@@ -112,7 +125,7 @@ def model_inputs(model: str, shapes: Shapes) -> list[Input]:
 
 
 def quantized_model(
-    model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing, method: str | None, quiet: bool
+    model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing, options: Options, quiet: bool
 ) -> QuantizedModel:
     """The network after calibration and quantization, with a progress bar."""
     from qcompiler.api import SYNTHETIC_SAMPLES, quantize_model
@@ -120,7 +133,7 @@ def quantized_model(
     data = calibration(model, shapes, calib, limit, how)
     total = SYNTHETIC_SAMPLES if data is None else data.count
     with progress("calibrating", total, quiet) as advance:
-        return quantize_model(model, data, shapes=shapes, options=chosen(method), progress=advance)
+        return quantize_model(model, data, shapes=shapes, options=options, progress=advance)
 
 
 def calibration(model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing) -> Dataset | None:
@@ -134,12 +147,13 @@ def calibration(model: str, shapes: Shapes, calib: str | None, limit: int | None
     return data if limit is None else first(data, inputs, limit)
 
 
-def chosen(method: str | None) -> Options:
+def chosen(method: str | None, precision: str) -> Options:
     """The quantizer's options."""
     from qcompiler.passes.calibrate import choose
     from qcompiler.passes.pipeline import Options
 
-    return Options() if method is None else replace(Options(), method=getattr(choose, METHODS[method])())
+    options = replace(Options(), weight_bits=PRECISIONS[precision])
+    return options if method is None else replace(options, method=getattr(choose, METHODS[method])())
 
 
 def write_program(model: QuantizedModel, target: str, system: str | None, name: str, place: Path, quiet: bool) -> dict[str, Any]:
@@ -198,6 +212,8 @@ def written_whole(place: Path, content: bytes) -> None:
     try:
         draft.write_bytes(content)
         draft.replace(place)
+    except OSError as problem:
+        raise UsageError(f"cannot write '{place}': {problem.strerror}; choose another place with -o, or make room") from problem
     finally:
         draft.unlink(missing_ok=True)
 

@@ -260,14 +260,17 @@ def _accumulate(k: Kernel, config: ConvConfig, s: Segment, offsets: Sequence[int
     zero = k.splat(0, 32).repeat(s.count)
     state: list[Val | Ptr] = [at.weights, *[first] * len(offsets), *[zero] * (len(offsets) * (s.chains - 1))]
 
-    def group(state: list[Val | Ptr], x: Ptr, u: int) -> None:
+    def groups(state: list[Val | Ptr], x: Ptr) -> None:
         weights = state[0]
         assert isinstance(weights, Ptr)
-        w = k.load(weights + u * registers, 8, s.count)
-        for n, offset in enumerate(offsets, 1 + u % s.chains * len(offsets)):
-            acc = state[n]
-            assert isinstance(acc, Val)
-            state[n] = dot.all(k, acc, dot.broadcast(k, x + (offset + u * GROUP)), w)
+        xs = [dot.consecutive(k, x + offset, s.unroll) for offset in offsets]
+        for u in range(s.unroll):
+            w = k.load(weights + u * registers, 8, s.count)
+            for n, operands in enumerate(xs, 1 + u % s.chains * len(offsets)):
+                acc = state[n]
+                assert isinstance(acc, Val)
+                state[n] = dot.all(k, acc, operands[u], w)
+        state[0] = weights + s.unroll * registers
 
     def walk(runs: Sequence[tuple[int, int]], state: list[Val | Ptr], x: Ptr) -> list[Val | Ptr]:
         if runs:
@@ -275,11 +278,7 @@ def _accumulate(k: Kernel, config: ConvConfig, s: Segment, offsets: Sequence[int
                 inner[:] = walk(runs[1:], inner, x + i * runs[0][1])
             return inner
         with k.loop(config.run // s.unroll, state) as (i, inner):
-            for u in range(s.unroll):
-                group(inner, x + i * (GROUP * s.unroll), u)
-            weights = inner[0]
-            assert isinstance(weights, Ptr)
-            inner[0] = weights + s.unroll * registers
+            groups(inner, x + i * (GROUP * s.unroll))
         return inner
 
     done = [v for v in walk(config.runs, state, x)[1:] if isinstance(v, Val)]

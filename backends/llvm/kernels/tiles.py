@@ -17,6 +17,8 @@ from qcompiler.backends.llvm.target import Target
 from .conv import Segment
 
 WIDTH = 5.0
+NARROW = 2.0
+"""Instructions per cycle where x is taken from lanes: Arm cores have hardly more room than their multipliers fill."""
 LATENCY = 5
 EPILOGUE = 5.0
 """Instructions per register of results."""
@@ -68,7 +70,8 @@ def _tiled(p: Problem, blocks: int, count: int) -> Segment:
 
 
 def _tiles(p: Problem, blocks: int, count: int) -> Iterator[Segment]:
-    most = max(1, (p.target.registers - p.dot.scratch - count) // count)
+    wide = p.dot.wide > 1
+    most = max(1, (p.target.registers - p.dot.scratch - count) // (count + wide))
     for rows in range(1, min(p.rows, most) + 1):
         for columns in range(1, min(p.columns, most // rows) + 1):
             yield _unrolled(p, Segment(blocks, count, rows, columns), most * count)
@@ -77,6 +80,8 @@ def _tiles(p: Problem, blocks: int, count: int) -> Iterator[Segment]:
 def _unrolled(p: Problem, s: Segment, registers: int) -> Segment:
     """Unrolled as far as the weights of all groups fit in the registers too: LLVM's scheduler likes to load them all at once."""
     dots = s.rows * s.columns * s.count
+    if p.dot.wide > 1:
+        return replace(s, unroll=max(u for u in (4, 2, 1) if p.run % u == 0), chains=1)
     unroll = max(u for u in range(1, 9) if p.run % u == 0 and (u == 1 or (u * dots <= MAX_DOTS and dots + (u - 1) * s.count <= registers)))
     chains = max(c for c in range(1, unroll + 1) if c == 1 or (c * dots <= registers and (c - 1) * dots < 2 * LATENCY))
     return replace(s, unroll=unroll, chains=chains)
@@ -94,7 +99,9 @@ def _segment_cost(p: Problem, s: Segment) -> float:
 
 def _group_cycles(dot: Dot, target: Target, s: Segment) -> float:
     pixels = s.rows * s.columns
-    dots, loads = pixels * s.count, pixels + s.count
+    dots, loads = pixels * s.count, pixels / min(dot.wide, s.unroll) + s.count
     multiplies = 1.0 if target.vector_bits == 512 else 2.0
     instructions = dots * dot.steps + pixels * dot.prepare + loads + 2.0 / s.unroll
+    if dot.wide > 1:
+        return instructions / NARROW
     return max(dots * dot.multiplies / multiplies, loads / 2, instructions / WIDTH, LATENCY / s.chains)
