@@ -61,8 +61,10 @@ int {prefix}_run_f32_parallel(const void *const *inputs, void *const *outputs, v
 
 /* A pool, if you have none: {guard}_POOL_SIZE zeroed bytes, aligned to {guard}_ARENA_ALIGNMENT. {prefix}_pool_for is a parallel_for, one call at a
  * time; it computes what nobody else does. Start threads on {prefix}_pool_worker: they take part until the state is STOP (then it returns 0), or
- * until, in the state IDLE, they found nothing to do in `spins` rounds (then it returns 1: let the thread sleep, and call again). */
+ * until, in the state IDLE, they found nothing to do in `spins` rounds of some 50 microseconds (then it returns 1: let the thread sleep, and call
+ * again). Where threads are more than cores, let them give way: the 8 bytes at {guard}_POOL_YIELD may hold a function such as sched_yield. */
 #define {guard}_POOL_SIZE {pool_size}
+#define {guard}_POOL_YIELD 136
 #define {guard}_POOL_IDLE 0
 #define {guard}_POOL_BUSY 1 /* workers do not return: set it while programs run */
 #define {guard}_POOL_STOP 2

@@ -7,6 +7,7 @@ follow each other need not wake them; then they sleep. An idle program uses no t
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +21,12 @@ from numpy.typing import NDArray
 from .arena import allocate
 
 SIZE = 192
+YIELD = 136
+"""Where the pool keeps the function that gives up the core."""
 IDLE, BUSY, STOP = 0, 1, 2
 LINGER = 200e-6
 """Seconds."""
-TRIED = 2000
+TRIED = 20
 """Spins that measure how long one takes."""
 
 _Worker = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
@@ -41,6 +44,7 @@ class WorkerPool:
         self._turn = threading.Lock()
         worker = _Worker(addresses[names[1]])
         spins = _spins(worker, self.address)
+        self._shared[YIELD : YIELD + 8].view(np.uint64)[0] = _yield_address()
         self._wakes = [threading.Event() for _ in range(threads - 1)]
         arguments = [(worker, spins, self._shared, wake, owner) for wake in self._wakes]
         workers = [threading.Thread(target=_work, args=a, name="qcompiler worker", daemon=True) for a in arguments]
@@ -73,11 +77,21 @@ class WorkerPool:
         self._end()
 
 
+def _yield_address() -> int:
+    """sched_yield of libc, or SwitchToThread of Windows; 0 where there is neither."""
+    try:
+        library: Any = ctypes.windll.kernel32 if sys.platform == "win32" else ctypes.CDLL(None)  # type: ignore[attr-defined,unused-ignore]
+        function = library.SwitchToThread if sys.platform == "win32" else library.sched_yield
+        return ctypes.cast(function, ctypes.c_void_p).value or 0
+    except (AttributeError, OSError):
+        return 0
+
+
 def _spins(worker: Any, address: int) -> int:
     """How many spins take about `LINGER`."""
     start = perf_counter()
     worker(address, TRIED)
-    return int(min(max(TRIED * LINGER / max(perf_counter() - start, 1e-9), 100), 1e6))
+    return int(min(max(TRIED * LINGER / max(perf_counter() - start, 1e-9), 2), 1e3))
 
 
 def _work(worker: Any, spins: int, shared: NDArray[np.uint8], wake: threading.Event, owner: object) -> None:

@@ -9,8 +9,10 @@ where another was faster or the job is another one by now. So task and context, 
 change only after all pieces of a job are done, which the publisher waits for. It does whatever nobody takes: with no worker at all
 a job is a loop. One job at a time: a pool belongs to one caller.
 
-A worker that finds nothing spins. While the pool is IDLE it returns 1 after `spins` rounds, to sleep until it is called again; while
-it is BUSY (a program runs) it goes on; at STOP it returns 0.
+Who has nothing to do spins, and after some ten microseconds calls the function at `YIELD` (void f(void); null: none), by which the owner of the pool
+lets it give up its core: where there are more threads than cores, the one that is waited for may be waiting for this one.
+While the pool is IDLE a worker returns 1 after `spins` such rounds, to sleep until it is called again; while it is BUSY (a program
+runs) it goes on; at STOP it returns 0.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from .dsl import I32, I64, PTR, Kernel, Ptr
 from .parallel import TASK, call_through
 from .target import Target, host_arch
 
-JOB, TASK_AT, CONTEXT_AT, DONE, STATE = 0, 8, 16, 64, 128
+JOB, TASK_AT, CONTEXT_AT, DONE, STATE, YIELD = 0, 8, 16, 64, 128, 136
 SIZE = 192
 STOP, BUSY = 2, 1
+CALLER_PATIENCE, WORKER_PATIENCE = 1024, 4096
+"""Pauses before giving up the core: some ten microseconds for who waits for the last piece, more than most gaps between jobs for workers."""
 FIELD = (1 << 16) - 1
 
 
@@ -55,8 +59,12 @@ def _emit_for(k: Kernel) -> None:
             _take(k, pool, job, again)
         k.b.branch(leave)
     with _forever(k) as (again, leave):
-        _pause(k)
-        k.b.cbranch(k.b.icmp_unsigned("==", _get(k, pool + DONE, I32), count), leave, again)
+        finished = k.b.icmp_unsigned("==", _get(k, pool + DONE, I32), count)
+        resting = k.function.append_basic_block("resting")
+        k.b.cbranch(finished, leave, resting)
+        k.b.position_at_end(resting)
+        _rest(k, pool, CALLER_PATIENCE)
+        k.b.branch(again)
     k.ret()
 
 
@@ -77,7 +85,7 @@ def _emit_worker(k: Kernel) -> None:
     idle.add_incoming(ir.Constant(I32, 0), again)
     k.b.branch(search)
     k.b.position_at_end(nothing)
-    _pause(k)
+    _rest(k, pool, WORKER_PATIENCE)
     state = _get(k, pool + STATE, I32)
     k.b.cbranch(k.b.icmp_unsigned("==", state, ir.Constant(I32, STOP)), stopped, onward)
     k.b.position_at_end(stopped)
@@ -135,6 +143,34 @@ def _get(k: Kernel, p: Ptr, kind: Any) -> Any:
 def _put(k: Kernel, p: Ptr, value: Any) -> None:
     """Release; llvmlite's own `store_atomic` knows typed pointers only."""
     k.b._insert(StoreAtomicInstr(k.b.block, value, p.ir, "release", value.type.width // 8))
+
+
+def _rest(k: Kernel, pool: Ptr, patience: int) -> None:
+    """Some pauses while nothing changes, or else give up the core."""
+    job, done = _get(k, pool + JOB, I64), _get(k, pool + DONE, I32)
+    before, spin, following, tired, out = (k.b.block, *(k.function.append_basic_block(n) for n in ("spin", "following", "tired", "rested")))
+    k.b.branch(spin)
+    k.b.position_at_end(spin)
+    round_ = k.b.phi(I32)
+    round_.add_incoming(ir.Constant(I32, 0), before)
+    _pause(k)
+    same = k.b.and_(
+        k.b.icmp_unsigned("==", job, _get(k, pool + JOB, I64)),
+        k.b.icmp_unsigned("==", done, _get(k, pool + DONE, I32)),
+    )
+    k.b.cbranch(same, following, out)
+    k.b.position_at_end(following)
+    more = k.b.add(round_, ir.Constant(I32, 1))
+    round_.add_incoming(more, following)
+    k.b.cbranch(k.b.icmp_unsigned("<", more, ir.Constant(I32, patience)), spin, tired)
+    k.b.position_at_end(tired)
+    give_up = _get(k, pool + YIELD, I64)
+    calling = k.function.append_basic_block("give_up")
+    k.b.cbranch(k.b.icmp_unsigned("!=", give_up, k.i64(0)), calling, out)
+    k.b.position_at_end(calling)
+    call_through(k, k.b.inttoptr(give_up, PTR), ir.FunctionType(ir.VoidType(), []), [])
+    k.b.branch(out)
+    k.b.position_at_end(out)
 
 
 PAUSES: dict[str, tuple[str, Callable[[], list[Any]]]] = {

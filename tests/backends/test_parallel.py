@@ -281,7 +281,7 @@ APP = """
 #include "model.h"
 static _Alignas(64) unsigned char arena[MODEL_ARENA_SIZE], pool[MODEL_POOL_SIZE];
 static signed char input[MODEL_INPUT_0_SIZE], out0[MODEL_OUTPUT_0_SIZE], out1[MODEL_OUTPUT_1_SIZE];
-static void *worker(void *p) { while (model_pool_worker(p, 1000)) {} return 0; }
+static void *worker(void *p) { while (model_pool_worker(p, 10)) {} return 0; }
 static void one_by_one(model_task task, void *context, int count, void *data) {
     while (count--) { task(context, count); ++*(int *)data; }
 }
