@@ -152,7 +152,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     try:
         return Manifest.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as problem:
-        raise ArtifactError(f"expected an artifact in '{folder}', but its {MANIFEST} cannot be read ({problem}); make one with qcompile") from problem
+        why = getattr(problem, "strerror", None) or problem
+        raise ArtifactError(f"expected an artifact in '{folder}', but its {MANIFEST} cannot be read ({why}); make one with qcompile") from problem
 
 
 def digest(data: bytes | memoryview) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,11 @@ class FloatModel:
         found, wanted = {i.name for i in session.get_inputs()}, {i.name for i in inputs}
         if found != wanted:
             raise UsageError(f"the float network takes {sorted(found)}, the compiled program {sorted(wanted)}; name the network that was compiled")
+        shapes = {i.name: tuple(i.shape) for i in session.get_inputs()}
+        for i in inputs:
+            if not fits(shapes[i.name], i.shape):
+                both = f"the float network takes '{i.name}' of shape {list(shapes[i.name])}, the compiled program {list(i.shape)}"
+                raise UsageError(f"{both}; name the network that was compiled")
         return cls(session, tuple(o.name for o in session.get_outputs()))
 
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
@@ -36,10 +42,17 @@ class FloatModel:
         return dict(zip(self.names, (np.asarray(a) for a in self.session.run(None, feeds))))
 
 
+def fits(declared: tuple[int | str | None, ...], shape: tuple[int, ...]) -> bool:
+    """Whether an input declared so, free dimensions by name, takes `shape`."""
+    return len(declared) == len(shape) and all(d == s or not isinstance(d, int) or d < 1 for d, s in zip(declared, shape))
+
+
 def session_of(model: str | bytes, threads: int) -> Any:
     """An ONNX Runtime session that prints no warnings."""
     import onnxruntime
 
+    if isinstance(model, str) and not Path(model).is_file():
+        raise UsageError(f"expected the file of the float network, found no file '{model}'")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads

@@ -67,7 +67,7 @@ def _dim(d: onnx.TensorShapeProto.Dimension) -> Dim:
 
 def _symbols(name: str, declared: tuple[Dim, ...] | None, given: Sequence[int]) -> dict[str, int]:
     """What `given` says about the named dimensions; UsageError where it contradicts the declaration."""
-    text = f"--shape {name}:{','.join(map(str, given))}"
+    text = f"--shape {name}={','.join(map(str, given))}"
     if any(d < 1 for d in given):
         raise UsageError(f"{text}: dimensions must be positive")
     fits = declared is None or (len(declared) == len(given) and all(d == g or not isinstance(d, int) for d, g in zip(declared, given)))
@@ -84,7 +84,7 @@ def _resolve(name: str, declared: tuple[Dim, ...] | None, given: Sequence[int] |
         bound[0] = 1
     known = [d for d in bound or () if isinstance(d, int)]
     if bound is None or len(known) < len(bound):
-        raise UsageError(f"input '{name}' has open dimensions {_shown(declared)}; give them: --shape {name}:{_example(declared)}")
+        raise UsageError(f"input '{name}' has open dimensions {_shown(declared)}; give them: --shape {name}={_example(declared)}")
     return tuple(known)
 
 

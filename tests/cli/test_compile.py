@@ -20,6 +20,7 @@ from PIL import Image
 
 import qcompiler
 from qcompiler.cli.compile import written_whole
+from qcompiler.errors import UsageError
 from qcompiler.runtime import damaged_files, read_manifest
 
 
@@ -194,6 +195,18 @@ def test_place_that_cannot_be_written(run: Run, network: Path, tmp_path: Path) -
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="this user may write everywhere")
+def test_folder_without_permission(run: Run, network: Path, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(0o500)
+    assert "is no folder that you may write to" in failed(run(network, "-o", tmp_path / "closed" / "a"), 2)
+
+
+def test_places_are_checked_before_the_work(run: Run, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("qcompiler.api.quantize_model", pytest.fail)
+    failed(run(network, "-o", tmp_path / "file" / "a"), 2)
+
+
 def test_folder_of_something_else_is_not_replaced(run: Run, network: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     assert "'thesis.txt', which is no part of an artifact" in failed(run(network, "-o", tmp_path), 2)
@@ -209,7 +222,7 @@ def test_full_disk_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(errno.ENOSPC, "No space left on device", str(self))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UsageError, match="No space left"):
         written_whole(place, b"later")
     assert contents(tmp_path) == {"m.onnx": b"earlier"}
 

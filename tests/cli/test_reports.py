@@ -7,6 +7,7 @@ from pathlib import Path
 from shutil import copytree
 
 import numpy as np
+import onnx
 import pytest
 from command_line import Run, failed
 from PIL import Image
@@ -83,7 +84,7 @@ def test_eval_exit_code_tells_of_a_fall(run: Run, artifact: Path, evaluation: Pa
     [
         ([], "accuracy needs data: name it with --data"),
         (["--data", "DATA", "--labels", "digits"], "has no labels 'digits', found 'input', 'labels'"),
-        (["--data", "DATA", "--model", "nowhere.onnx"], "onnxruntime cannot open 'nowhere.onnx'"),
+        (["--data", "DATA", "--model", "nowhere.onnx"], "found no file 'nowhere.onnx'"),
         (["--data", "DATA", "--output", "boxes"], "no output is called 'boxes'; expected one of logits"),
     ],
 )
@@ -235,3 +236,12 @@ def test_targets(run: Run) -> None:
     assert sum(r["host"] for r in rows.values()) == 1
     text = run("targets").stdout
     assert all(name in text for name in rows)
+
+
+def test_bench_wants_the_network_that_was_compiled(run: Run, artifact: Path, tmp_path: Path) -> None:
+    assert "found no file 'nosuch.onnx'" in failed(run("bench", artifact, "nosuch.onnx"), 2)
+    ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", 1, 9, 9]) for n in ("input", "logits")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["input"], ["logits"])], "g", ends[:1], ends[1:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), tmp_path / "other.onnx")
+    message = failed(run("bench", artifact, tmp_path / "other.onnx"), 2)
+    assert "takes 'input' of shape ['n', 1, 9, 9], the compiled program [1, 1, 8, 8]" in message
