@@ -34,7 +34,7 @@ def expected_dot(w: NDArray[np.int8], dot: Dot) -> Dot:
     if not isinstance(dot, Chained):
         return dot
     if not dot.unsigned:
-        return replace(dot, steps=2.6, multiplies=2.6, scratch=14)
+        return replace(dot, steps=2.6, multiplies=2.6, scratch=8)
     light = bool(np.abs(w.astype(np.int16)).max(initial=0) <= UNSIGNED_LIMIT // 2)
     return replace(dot, steps=2.6, multiplies=1.5, prepare=0, scratch=6) if light else replace(dot, steps=3.4, multiplies=1.8, prepare=1.5, scratch=6)
 
