@@ -2,6 +2,8 @@
 
     H = E (x - E x)(x - E x)^T        x the kh * kw * C/groups numbers under a window, one H per group
 
+shrunk towards the identity where the windows are few (Ledoit & Wolf 2004, "A well-conditioned estimator for large-dimensional
+covariance matrices", with the simplest weight).
 Windows are thinned to some hundred per sample: neighbours say much the same.
 """
 
@@ -23,7 +25,9 @@ Floats = NDArray[np.float64]
 Feeds = Mapping[str, NDArray[np.generic]]
 
 WINDOWS = 512
-"""Windows per sample."""
+"""Windows per sample, at most."""
+PRODUCTS = 50_000_000
+"""Products per sample, at most: large convolutions look at fewer windows."""
 LARGEST = 2304
 """Convolutions of more weights per output than this keep plain rounding: H and its inverse grow with the square and the cube."""
 
@@ -52,7 +56,8 @@ def windows(v: Value, x: NDArray[np.floating]) -> Floats:
     (dh, dw), (sh, sw) = op.dilations, op.strides
     every = sliding_window_view(padded, (dh * (w[1] - 1) + 1, dw * (w[2] - 1) + 1), axis=(1, 2))[:, ::sh, ::sw, :, ::dh, ::dw]
     n, oh, ow = every.shape[:3]
-    step = max(1, n * oh * ow // WINDOWS)
+    wanted = min(WINDOWS, max(1, PRODUCTS // (op.groups * int(np.prod(w[1:])) ** 2)))
+    step = max(1, n * oh * ow // wanted)
     picked = np.arange(step // 2, n * oh * ow, step)
     rows = every[np.unravel_index(picked, (n, oh, ow))]  # [picked, C, kh, kw]
     grouped = rows.reshape(len(picked), op.groups, -1, *w[1:3]).transpose(1, 0, 3, 4, 2)
@@ -68,10 +73,15 @@ class _Moments:
         self.products: Floats | float = 0.0
 
     def add(self, x: Floats) -> None:
+        """Windows [groups, n, K]."""
         self.count += x.shape[1]
         self.sum = self.sum + x.sum(1)
         self.products = self.products + x.transpose(0, 2, 1) @ x
 
     def covariance(self) -> Floats:
+        """Shrunk towards a multiple of the identity by K / n: what n windows say of K^2 numbers is worth that much less."""
         mean = np.asarray(self.sum) / self.count
-        return np.asarray(self.products) / self.count - mean[:, :, None] * mean[:, None, :]
+        h = np.asarray(self.products) / self.count - mean[:, :, None] * mean[:, None, :]
+        weight = min(1.0, h.shape[1] / self.count)
+        variance = np.diagonal(h, axis1=1, axis2=2).mean(1)
+        return (1 - weight) * h + weight * variance[:, None, None] * np.eye(h.shape[1])

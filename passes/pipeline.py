@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, islice
 
 import numpy as np
@@ -56,11 +56,15 @@ class Quantized:
 
     float_graph: Graph
     qdq_graph: Graph
-    exchange_graph: Graph
-    """The Q/DQ graph with every convolution's result quantized, as other tools expect it."""
     integer_graph: Graph
     bounds: Mapping[Value, Bound]
     declined: Declined = field(repr=False)
+    _insert: Callable[..., Graph] = field(repr=False)
+
+    @cached_property
+    def exchange_graph(self) -> Graph:
+        """The Q/DQ graph with every convolution's result quantized, as other tools expect it."""
+        return verify(watched("insert_qdq-exchange", self._insert(spell_out=True)), Stage.qdq)
 
 
 def quantize(graph: Graph, batches: Batches, options: Options = Options(), progress: Callable[[int], None] | None = None) -> Quantized:
@@ -90,11 +94,9 @@ def quantize(graph: Graph, batches: Batches, options: Options = Options(), progr
         covariances=covariances(simple, looked_at) if options.second_order else None,
         weight_bits=options.weight_bits,
     )
-    qdq, exchange = verify(insert(declined), Stage.qdq), verify(insert(spell_out=True), Stage.qdq)
-    watched("insert_qdq", qdq)
-    watched("insert_qdq-exchange", exchange)
+    qdq = verify(watched("insert_qdq", insert(declined)), Stage.qdq)
     integer = verify(watched("lower", lower_to_integers(qdq)), Stage.integer)
-    return Quantized(simple, qdq, exchange, integer, prove_ranges(integer), declined)
+    return Quantized(simple, qdq, integer, prove_ranges(integer), declined, insert)
 
 
 def choose_all(graph: Graph, statistics: Mapping[Value, Statistics], method: Method) -> dict[Value, Quantization]:

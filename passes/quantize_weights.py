@@ -52,7 +52,7 @@ def quantize_weights(
     out: Quantization | None,
     mean: Array | None = None,
     residual: Quantization | None = None,
-    covariance: Array | None = None,
+    covariance: NDArray[np.float64] | None = None,
     bits: int = 8,
 ) -> QuantizedWeights:
     """Weights [O,kh,kw,C/groups] read by an operand of quantization `x`; `out` is the result's quantization where known.

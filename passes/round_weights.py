@@ -23,38 +23,34 @@ BLOCK = 64
 
 def round_weights(weights: Floats, scale: Floats, covariance: Floats, greatest: int) -> Floats:
     """Integers of `weights` [O,kh,kw,C/groups] with `scale` [O] and `covariance` [groups,K,K], within +-`greatest`."""
-    groups = len(covariance)
-    rows = (weights / scale.reshape(-1, 1, 1, 1)).reshape(groups, -1, covariance.shape[1])
-    rounded = np.stack([_round_group(r, h, greatest) for r, h in zip(rows, covariance)])
-    return rounded.reshape(weights.shape)
-
-
-def _round_group(rows: Floats, h: Floats, greatest: int) -> Floats:
-    """`rows` [n, K] in units of their scales."""
-    order = np.argsort(-np.diag(h), kind="stable")
-    w, factor = rows[:, order].copy(), _inverse_factor(h[np.ix_(order, order)])
-    for start in range(0, w.shape[1], BLOCK):
-        end = min(start + BLOCK, w.shape[1])
-        errors = _round_block(w[:, start:end], factor[start:end, start:end], greatest)
-        w[:, end:] -= errors @ factor[start:end, end:]
+    groups, k = covariance.shape[:2]
+    rows = (weights / scale.reshape(-1, 1, 1, 1)).reshape(groups, -1, k)
+    order = np.argsort(-np.diagonal(covariance, axis1=1, axis2=2), axis=1, kind="stable")
+    w = np.take_along_axis(rows, order[:, None, :], 2)
+    factor = _inverse_factor(np.take_along_axis(np.take_along_axis(covariance, order[:, :, None], 1), order[:, None, :], 2))
+    for start in range(0, k, BLOCK):
+        end = min(start + BLOCK, k)
+        errors = _round_block(w[..., start:end], factor[:, start:end, start:end], greatest)
+        w[..., end:] -= errors @ factor[:, start:end, end:]
     q = np.empty_like(w)
-    q[:, order] = w
-    return q
+    np.put_along_axis(q, np.broadcast_to(order[:, None, :], w.shape), w, 2)
+    return q.reshape(weights.shape)
 
 
 def _round_block(w: Floats, factor: Floats, greatest: int) -> Floats:
-    """Round the columns of `w` in place; the errors [n, block]."""
+    """Round the columns of `w` [groups, n, block] in place; the errors, likewise."""
     errors = np.empty_like(w)
-    for i in range(w.shape[1]):
-        q = np.clip(np.rint(w[:, i]), -greatest, greatest)
-        errors[:, i] = (w[:, i] - q) / factor[i, i]
-        w[:, i + 1 :] -= errors[:, i : i + 1] * factor[i, i + 1 :]
-        w[:, i] = q
+    for i in range(w.shape[2]):
+        q = np.clip(np.rint(w[..., i]), -greatest, greatest)
+        errors[..., i] = (w[..., i] - q) / factor[:, i, i, None]
+        w[..., i + 1 :] -= errors[..., i, None] * factor[:, None, i, i + 1 :]
+        w[..., i] = q
     return errors
 
 
 def _inverse_factor(h: Floats) -> Floats:
-    """Upper Cholesky factor of the inverse of the damped `h`."""
-    damping = DAMPING * float(np.mean(np.diag(h))) or 1.0
-    inverse = np.linalg.inv(h + damping * np.eye(len(h)))
-    return np.linalg.cholesky((inverse + inverse.T) / 2).T
+    """Upper Cholesky factor of the inverse of each damped matrix of `h` [groups, K, K]."""
+    variance = np.diagonal(h, axis1=1, axis2=2).mean(1)
+    damping = np.where(variance > 0, DAMPING * variance, 1.0)
+    inverse = np.linalg.inv(h + damping[:, None, None] * np.eye(h.shape[1]))
+    return np.asarray(np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2).transpose(0, 2, 1))
