@@ -18,9 +18,8 @@ from qcompiler.backends.llvm.target import find_target, host_arch
 CROSS = ("x86-64-avx2", "x86-64", "arm64-dotprod")
 QUICK = ("deeplab_classes", "audio", "two_towers", "repvgg")
 """Compiled for the foreign targets in the ordinary run, the others when slow tests are wanted."""
-LEAST = 14.0
-"""dB against the float network. Random networks amplify noise more than trained ones; the least of these is
-mobilenetv3_decomposed with 15.9."""
+LEAST = 17.0
+"""dB against the float network. Random networks amplify noise more than trained ones."""
 
 
 @cache
