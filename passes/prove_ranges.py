@@ -115,6 +115,8 @@ def _conv(v: Value, operands: list[Interval]) -> Reach:
     assert bias is not None
     assert quant is not None
     flat = w.reshape(w.shape[0], -1).astype(np.int64)
+    if flat.size and flat.min() < -127:
+        raise ProofError(f"weights '{v.inputs[1].name}' hold -128; expected at least -127, so that sums of two products fit in 16 bits")
     lo, hi = (end + quant.zero_point[0] for end in operands[0])
     lo, hi = min(lo, quant.zero_point[0]), max(hi, quant.zero_point[0])  # padding is the zero point
     positive, negative = np.maximum(flat, 0).sum(1), np.minimum(flat, 0).sum(1)

@@ -166,6 +166,15 @@ def test_the_proof_refuses_what_may_overflow() -> None:
         prove_ranges(Graph(graph.inputs, (huge,), ("y",)))
 
 
+def test_the_proof_refuses_weights_that_no_sixteen_bit_sum_can_hold() -> None:
+    graph = graph_of(conv, SHAPE)
+    _, integer = quantized_graphs(graph, {"x0": normal(*SHAPE)})
+    acc = next(v for v in integer.order if isinstance(v.op, IntConv))
+    weights = constant(np.full(acc.inputs[1].shape, -128, np.int8), "w", acc.inputs[1].type)
+    with pytest.raises(ProofError, match="hold -128"):
+        prove_ranges(Graph(graph.inputs, (replace(acc, inputs=(acc.inputs[0], weights, *acc.inputs[2:])),), ("y",)))
+
+
 def test_raised_scales_reach_the_report() -> None:
     def body(x: Value) -> Value:
         return apply(Conv(), x, constant(np.full((1, 1, 1, 4), 1e-9, np.float32), "w"), constant(np.array([50.0], np.float32), "b"), name="conv")
