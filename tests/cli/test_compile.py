@@ -262,7 +262,14 @@ def test_interrupted_it_ends_cleanly_and_leaves_the_earlier_artifact(run: Run, n
     (tmp_path / "cli_test_slow.py").write_text(SLOW)
     command = [sys.executable, "-m", "qcompiler.cli", str(network), "--calib", "cli_test_slow:feeds", "-o", "a"]
     root = Path(__file__).parents[2]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)})
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit it ignored
+    )
     while not (tmp_path / "started").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
