@@ -70,6 +70,8 @@ BODIES: dict[str, tuple[Body, tuple[tuple[int, ...], ...]]] = {
     "conv-relu6": (lambda x: apply(Clip(0.0, 1.0), conv(x), name="clip"), (SHAPE,)),
     "depthwise-stride": (lambda x: conv(x, 4, groups=4, strides=(2, 2)), (SHAPE,)),
     "grouped-dilated": (lambda x: conv(x, 8, groups=2, dilations=(2, 1)), (SHAPE,)),
+    "residual": (lambda x: apply(Add(), conv(x, 4), x, name="add"), (SHAPE,)),
+    "residual-relu": (lambda x, y: apply(Clip(0.0), apply(Add(), y, conv(x, 4), name="add"), name="relu"), (SHAPE, SHAPE)),
     "add": (lambda x, y: apply(Add(), x, y, name="add"), (SHAPE, SHAPE)),
     "sub-broadcast": (lambda x, y: apply(pointwise.Sub(), x, y, name="sub"), (SHAPE, (1, 1, 1, 4))),
     "add-constant": (lambda x: apply(Add(), x, constant(normal(4), "c"), name="add"), (SHAPE,)),
@@ -105,6 +107,16 @@ def test_integers_are_within_two_steps_of_float(name: str) -> None:
     assert np.abs(y - simulated).max() <= 1.01 * step
     exact = np.asarray(evaluate(graph, feeds)[graph.outputs[0]])
     assert np.abs(y - exact).max() <= max(0.15 * np.abs(exact).max(), 2 * step)
+
+
+def test_a_residual_is_added_in_the_accumulator_exactly() -> None:
+    graph = graph_of(lambda x, y: apply(Add(), conv(x, 4), y, name="add"), SHAPE, SHAPE)
+    _, integer = quantized_graphs(graph, {v.name: normal(*v.shape) for v in graph.inputs})
+    acc = next(v for v in integer.order if isinstance(v.op, IntConv))
+    r, m = acc.inputs[3:]
+    unit = acc.inputs[0].type.quant.scale[0] * np.array(acc.inputs[1].type.quant.scale)  # type: ignore[union-attr]
+    np.testing.assert_allclose(unit * m.op.data, r.type.quant.scale[0], rtol=1e-9)  # type: ignore[attr-defined,union-attr]
+    assert not any(type(v.op).__name__ == "IntSum" for v in integer.order)
 
 
 def test_a_division_becomes_a_product() -> None:
