@@ -100,6 +100,12 @@ class Builder:
         size = kernel[0] * kernel[1] * x.shape[3] // kw.get("groups", 1)
         return self.requantize(acc, 6000.0 * size**0.5, zero_point, lo, hi, out if per_channel else 0)
 
+    def residual_conv(self, x: Value, r: Value, kernel=(1, 1), **kw) -> Value:
+        """A convolution to the channels of `r`, which is added in the accumulator."""
+        acc = self.conv_acc(x, r.shape[3], kernel, **kw)
+        m = self.const(self.rng.integers(1, 1 << 15, r.shape[3]).astype(np.int32))
+        return self.requantize(self.apply(acc.op, *acc.inputs, r, m), 900_000.0, channels=r.shape[3])
+
     def depthwise(self, x: Value, kernel=(3, 3), **kw) -> Value:
         return self.conv(x, x.shape[3], kernel, groups=x.shape[3], **kw)
 

@@ -42,6 +42,16 @@ def stored(b: Builder, *shape: int, zero_point: int = 3) -> Value:
 
 
 @case
+def residuals_in_the_accumulator(b):
+    made = []
+    for channels in (3, 16, 33, 70):
+        x, r = stored(b, 1, 5, 7, 8, zero_point=-11), stored(b, 1, 5, 7, channels, zero_point=-128)
+        made += [b.residual_conv(x, r), b.residual_conv(x, r, (3, 3), pads=SAME)]
+    x = stored(b, 1, 4, 6, 24)
+    return [*made, b.residual_conv(x, x, (3, 3), pads=SAME), b.residual_conv(x, x, (3, 3), pads=SAME, groups=24)]
+
+
+@case
 def copies_between_storage_forms(b):
     x = stored(b, 1, 3, 5, 7)
     return [x, x, b.inputs[0], b.reshape(x, 105)]
