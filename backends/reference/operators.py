@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from qcompiler.ir import integer, interpret
 from qcompiler.ir.graph import Value
 from qcompiler.ir.ops import ArgMax, Op
-from qcompiler.numerics.requantize import requantize
+from qcompiler.ir.types import DType
+from qcompiler.numerics import attention, normalize
+from qcompiler.numerics.requantize import Multiplier, requantize, requantize_wide
 from qcompiler.numerics.softmax import log_softmax, softmax
 
 Array = NDArray[Any]
@@ -41,6 +43,12 @@ def centered(v: Value, x: Array) -> Array:
     """x - z as int64."""
     assert v.type.quant is not None
     return x.astype(np.int64) - v.type.quant.zero_point[0]
+
+
+def zero_point(v: Value) -> int:
+    """z of a quantized value."""
+    assert v.type.quant is not None
+    return v.type.quant.zero_point[0]
 
 
 def windows(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Array:
@@ -107,6 +115,8 @@ def _resize(op: integer.IntResize, v: Value, x: Array) -> Array:
 
 def _requantize(op: integer.Requantize, v: Value, acc: Array, shift: Array, multiplier: Array) -> Array:
     assert op.type.quant is not None
+    if op.type.dtype is DType.i16:
+        return np.clip(requantize_wide(acc, shift, multiplier), np.int16(op.lo), np.int16(op.hi))
     return np.clip(requantize(acc, shift, multiplier, op.type.quant.zero_point[0]), np.int8(op.lo), np.int8(op.hi))
 
 
@@ -128,6 +138,37 @@ def _argmax(op: ArgMax, v: Value, x: Array) -> Array:
     return np.asarray(np.expand_dims(index, op.axis) if op.keepdims else index, np.int64)
 
 
+def _add(op: integer.IntAdd, v: Value, a: Array, b: Array) -> Array:
+    return np.clip(a.astype(np.int32) + b, -(1 << 15), (1 << 15) - 1).astype(np.int16)
+
+
+def _cast(op: integer.IntCast, v: Value, x: Array) -> Array:
+    bounds = np.iinfo(v.type.dtype.numpy)
+    return np.clip(x, bounds.min, bounds.max).astype(v.type.dtype.numpy)
+
+
+def _normalize(op: integer.IntNormalize, v: Value, x: Array, g: Array, b: Array) -> Array:
+    bits, out = 8 * x.itemsize, 8 * v.type.dtype.numpy.itemsize
+    constants = normalize.Affine(g.astype(np.int64), b.astype(np.int64), op.shift)
+    y = normalize.normalize(x, constants, op.epsilon, op.centered, zero_point(v.inputs[0]), bits, out)
+    assert v.type.quant is not None
+    return np.clip(y, v.type.quant.qmin, v.type.quant.qmax).astype(v.type.dtype.numpy)
+
+
+def _attention(op: integer.IntAttention, v: Value, q: Array, k: Array, values: Array, table: Array, *rest: Array) -> Array:
+    zeros = (zero_point(v.inputs[0]), zero_point(v.inputs[1]), zero_point(v.inputs[2]), zero_point(v))
+    constants = attention.Constants(Multiplier(*op.logits), Multiplier(*op.values), table, zeros)
+    bias = rest[0] if op.bias else None
+    y = attention.attention(q, k, values, constants, op.causal, bias, rest[-1] != 0 if op.mask else None)
+    assert v.type.quant is not None
+    return np.clip(y, v.type.quant.qmin, v.type.quant.qmax).astype(np.int8)
+
+
+def _rotate(op: integer.IntRotate, v: Value, x: Array, cos: Array, sin: Array) -> Array:
+    wide = centered(v.inputs[0], x)
+    return wide * cos[:, None, :] + wide[..., list(op.partners)] * sin[:, None, :]
+
+
 MEANINGS: dict[type[Op], Meaning] = {
     integer.IntConv: _conv,
     integer.IntSum: _sum,
@@ -142,5 +183,10 @@ MEANINGS: dict[type[Op], Meaning] = {
     integer.IntMax: lambda op, v, a, b: np.maximum(a, b),
     integer.IntMin: lambda op, v, a, b: np.minimum(a, b),
     integer.IntSoftmax: _softmax,
+    integer.IntAdd: _add,
+    integer.IntCast: _cast,
+    integer.IntNormalize: _normalize,
+    integer.IntAttention: _attention,
+    integer.IntRotate: _rotate,
     ArgMax: _argmax,
 }

@@ -37,7 +37,7 @@ class IntConv(Conv):
 
 @dataclass(frozen=True)
 class IntSum(Op):
-    """acc = sum_i multipliers[i] * (x_i - z_i), operands i8, broadcast. Additions, subtractions and rescaling."""
+    """acc = sum_i multipliers[i] * (x_i - z_i), operands i8 or i16, broadcast. Additions, subtractions and rescaling."""
 
     multipliers: tuple[int, ...]
 
@@ -96,9 +96,9 @@ class IntResize(Op):
 
 @dataclass(frozen=True)
 class Requantize(Op):
-    """Operands acc (i32), shift (i32 const), multiplier (i32 const, [2^14, 2^15)), both broadcastable to acc: to i8.
+    """Operands acc (i32), shift (i32 const), multiplier (i32 const, [2^14, 2^15)), both broadcastable to acc: to i8 or i16.
 
-    Exactly `numerics.requantize` with the zero point of `type`, then clamped to [lo, hi] (a fused Relu or Clip).
+    Exactly `numerics.requantize` with the zero point of `type`, or for i16 `requantize_wide`, then clamped to [lo, hi] (a fused Relu or Clip).
     Constants have either one element, or the accumulator's last axis ([C]), or [OH, OW, 1] (pooling with padding).
     """
 
@@ -158,3 +158,75 @@ class IntSoftmax(Op):
 
     def infer(self, x: TensorType, table: TensorType) -> TensorType:
         return TensorType(x.shape, self.type.dtype, self.type.quant)
+
+
+# --- 16 bits and transformers ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class IntAdd(Op):
+    """sat16(a + b), operands and result i16 of one quantization: the addition to a residual stream."""
+
+    def infer(self, a: TensorType, b: TensorType) -> TensorType:
+        if a.shape != b.shape or a.quant != b.quant:
+            raise ValueError(f"cannot add {b} to {a}: expected one shape and one quantization")
+        return a
+
+
+@dataclass(frozen=True)
+class IntCast(Op):
+    """Operand integers without quantization (a mask of i64, say) saturated to `type`, whose scale is 1 and zero point 0."""
+
+    type: TensorType
+
+    def infer(self, x: TensorType) -> TensorType:
+        return TensorType(x.shape, self.type.dtype, self.type.quant)
+
+
+@dataclass(frozen=True)
+class IntNormalize(Op):
+    """Operands x (i8 or i16) [.., D], g [D], b [D] (i32 const): exactly `numerics.normalize.normalize`, to i8 or i16 `type`."""
+
+    type: TensorType
+    centered: bool
+    epsilon: int
+    shift: int
+
+    def infer(self, x: TensorType, g: TensorType, b: TensorType) -> TensorType:
+        if g.shape != x.shape[-1:] or b.shape != x.shape[-1:]:
+            raise ValueError(f"constants {g} and {b} do not fit {x}")
+        return TensorType(x.shape, self.type.dtype, self.type.quant)
+
+
+@dataclass(frozen=True)
+class IntAttention(Op):
+    """Operands q [B,N,H,D], k [B,M,G,D], v [B,M,G,E] (i8), table (u8 const [256]), then where flagged `bias` (i16 const, broadcasts to
+    [B,H,N,M]) and `mask` (i8, broadcasts to it; non-zero where seen): exactly `numerics.attention.attention`, to i8 `type`.
+
+    `logits` and `values` are (shift, q) of its multipliers.
+    """
+
+    type: TensorType
+    logits: tuple[int, int]
+    values: tuple[int, int]
+    causal: bool = False
+    bias: bool = False
+    mask: bool = False
+
+    def infer(self, q: TensorType, k: TensorType, v: TensorType, table: TensorType, *rest: TensorType) -> TensorType:
+        if q.shape[3] != k.shape[3] or k.shape[:3] != v.shape[:3] or q.shape[2] % k.shape[2] or len(rest) != self.bias + self.mask:
+            raise ValueError(f"expected q [B,N,H,D], k [B,M,G,D], v [B,M,G,E] and {self.bias + self.mask} more, found {q}, {k}, {v}, {rest}")
+        return TensorType((*q.shape[:3], v.shape[3]), self.type.dtype, self.type.quant)
+
+
+@dataclass(frozen=True)
+class IntRotate(Op):
+    """Operands x [B,N,H,D] (i8), cos [N,D], sin [N,D] (i16 const in units of 2^-14):
+    acc[b,n,h,i] = (x[..,i] - z) cos[n,i] + (x[..,partners_i] - z) sin[n,i], in units of S_x 2^-14."""
+
+    partners: tuple[int, ...]
+
+    def infer(self, x: TensorType, cos: TensorType, sin: TensorType) -> TensorType:
+        if x.rank != 4 or not cos.shape == sin.shape == (x.shape[1], x.shape[3]):
+            raise ValueError(f"cosines {cos} and sines {sin} do not fit {x}")
+        return _acc(x.shape)

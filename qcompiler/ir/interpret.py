@@ -15,14 +15,19 @@ import numpy as np
 
 from qcompiler.errors import UsageError
 
-from . import interpret_movement, interpret_pointwise, interpret_spatial
+from . import interpret_movement, interpret_pointwise, interpret_sequence, interpret_spatial
 from .graph import Graph, Value
 from .interpret_movement import Array, Kernel, Namespace, dtype_in
 from .ops import Const, Dequantize, Input, Op, Pad, PadMode, Quantize
 from .pointwise import Map
 from .types import Quantization, TensorType
 
-KERNELS: Mapping[type[Op], Kernel] = {**interpret_movement.KERNELS, **interpret_pointwise.KERNELS, **interpret_spatial.KERNELS}
+KERNELS: Mapping[type[Op], Kernel] = {
+    **interpret_movement.KERNELS,
+    **interpret_pointwise.KERNELS,
+    **interpret_spatial.KERNELS,
+    **interpret_sequence.KERNELS,
+}
 
 
 def evaluate(graph: Graph, feeds: Mapping[str, Array], wanted: Sequence[Value] | None = None, xp: Namespace = np) -> dict[Value, Array]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from qcompiler.errors import ModelError
 
-from . import integer, ops, pointwise
+from . import integer, ops, pointwise, sequence
 from .graph import Graph, Value
 from .types import DType, Quantization, TensorType
 
@@ -105,7 +105,7 @@ def _decode(item: Any, arrays: Any) -> Any:
 
 _CLASSES: dict[str, Any] = {
     name: item
-    for module in (ops, pointwise, integer)
+    for module in (ops, pointwise, sequence, integer)
     for name, item in vars(module).items()
     if isinstance(item, type) and issubclass(item, (ops.Op, Enum)) and item.__module__ == module.__name__
 } | {c.__name__: c for c in (TensorType, Quantization, DType)}

@@ -142,5 +142,5 @@ def float_type(*shape: int) -> TensorType:
 
 
 def quantized(shape: tuple[int, ...], quant: Quantization) -> TensorType:
-    """An int8 tensor type that carries `quant`."""
-    return TensorType(shape, DType.i8, quant)
+    """An int8 tensor type that carries `quant`, int16 where it has more than 8 bits."""
+    return TensorType(shape, DType.i8 if quant.bits <= 8 else DType.i16, quant)

@@ -12,7 +12,7 @@ from itertools import chain, repeat
 
 from qcompiler.errors import ProofError
 
-from . import integer, ops, pointwise
+from . import integer, ops, pointwise, sequence
 from .graph import Graph, Value
 from .ops import Op
 from .types import DType, TensorType
@@ -34,9 +34,13 @@ BOOL = Kind("a boolean", lambda t: t.dtype is DType.bool)
 INTEGER = Kind("an integer", lambda t: not t.dtype.is_float)
 INDEX = Kind("int32 or int64 without quantization", lambda t: t.dtype in (DType.i32, DType.i64) and t.quant is None)
 ACTIVATION = Kind("int8 quantized per tensor", lambda t: t.dtype is DType.i8 and t.quant is not None and t.quant.axis is None)
+WIDE = Kind("int16 quantized symmetrically per tensor", lambda t: t.dtype is DType.i16 and t.quant is not None and t.quant.zero_point == (0,))
+EITHER = Kind("int8 or int16 quantized per tensor", lambda t: ACTIVATION.holds(t) or WIDE.holds(t))
 WEIGHTS = Kind("int8 quantized", lambda t: t.dtype is DType.i8 and t.quant is not None)
 BYTES = Kind("int8", lambda t: t.dtype is DType.i8)
 WORDS = Kind("int32", lambda t: t.dtype is DType.i32)
+HALVES = Kind("int16", lambda t: t.dtype is DType.i16)
+OCTETS = Kind("uint8", lambda t: t.dtype is DType.u8)
 SOURCE = Kind("a float or int8 quantized per tensor", lambda t: FLOAT.holds(t) or ACTIVATION.holds(t))
 
 
@@ -70,7 +74,8 @@ ACCUMULATING = (integer.IntSum, integer.IntMul, integer.IntMatMul, integer.IntSu
 
 FLOAT_TABLE: Table = {
     **_each(Legal(PLAIN, (PLAIN,)), *POINTWISE, ops.Cast, ops.MatMul, ops.AveragePool, ops.Softmax, ops.ArgMax),
-    **_each(Legal(FLOAT, (FLOAT,)), ops.Conv, ops.ConvTranspose),
+    **_each(Legal(FLOAT, (FLOAT,)), ops.Conv, ops.ConvTranspose, sequence.Normalize, sequence.Rotate),
+    sequence.Attention: Legal(FLOAT, (FLOAT, FLOAT, FLOAT, PLAIN)),
     **_each(Legal(ANY, (ANY,)), *MOVEMENT),
     ops.Gather: Legal(ANY, (ANY, INDEX)),
     ops.Where: Legal(PLAIN, (BOOL, PLAIN)),
@@ -85,15 +90,21 @@ INTEGER_TABLE: Table = {
     ops.Input: Legal(SOURCE),
     ops.Const: Legal(INTEGER),
     ops.Quantize: Legal(ACTIVATION, (FLOAT,)),
-    ops.Dequantize: Legal(FLOAT, (ACTIVATION,)),
+    ops.Dequantize: Legal(FLOAT, (EITHER,)),
     ops.Gather: Legal(INTEGER, (INTEGER, INDEX)),
     ops.ArgMax: Legal(INDEX, (ACTIVATION,)),
     integer.IntConv: Legal(WORDS, (ACTIVATION, WEIGHTS, WORDS, ACTIVATION, WORDS)),
     **_each(Legal(WORDS, (ACTIVATION,)), *ACCUMULATING),
-    integer.Requantize: Legal(ACTIVATION, (WORDS,)),
+    **_each(Legal(WORDS, (EITHER,)), integer.IntSum, integer.IntReduceSum),
+    integer.Requantize: Legal(EITHER, (WORDS,)),
     integer.Lookup: Legal(ACTIVATION, (ACTIVATION, BYTES)),
     integer.IntSoftmax: Legal(ACTIVATION, (ACTIVATION, WORDS)),
-    **_each(Legal(ACTIVATION, (ACTIVATION,)), integer.Clamp, integer.IntMax, integer.IntMin),
+    **_each(Legal(EITHER, (EITHER,)), integer.Clamp, integer.IntMax, integer.IntMin),
+    integer.IntAdd: Legal(WIDE, (WIDE,)),
+    integer.IntCast: Legal(ACTIVATION, (INTEGER,)),
+    integer.IntNormalize: Legal(EITHER, (EITHER, WORDS, WORDS)),
+    integer.IntAttention: Legal(ACTIVATION, (ACTIVATION, ACTIVATION, ACTIVATION, OCTETS, INTEGER)),
+    integer.IntRotate: Legal(WORDS, (ACTIVATION, HALVES, HALVES)),
 }
 
 

@@ -13,6 +13,10 @@ rounding 2^-15 relative, below 1/2 unit for |r| < 2^14: together less than 1.5/6
 the exactly rounded result only where that lies within 1.5/64 of a tie, and then by one. Saturations agree with those of
 the exact result: |t| = 2^15 means |r| >= 2^14, that is |y - z| >= 256, beyond int8 whatever z is; saturating r + 64z + 32
 means y beyond +-511. Compare gemmlowp's Q31 scheme (Jacob et al. 2018, section 2.2), three times the instructions.
+
+**16 bits.** Residual streams, logits and network outputs may be 16 bits wide, with zero point 0: r itself is the result, with M = q * 2^-15 * 2^-s.
+Its error is at most 1.5 units. Because t saturates where |r| may be as little as 2^14, scales are chosen so that real values reach 2^14
+units and no more; beyond it is saturation between 2^14 and 2^15.
 """
 
 from __future__ import annotations
@@ -44,10 +48,12 @@ class Multiplier:
         return Fraction(self.q) / Fraction(2) ** (15 + FRACTION_BITS + self.shift)
 
 
-def multiplier(real: float) -> Multiplier:
-    """The nearest `Multiplier`. One too small to move any int32 accumulator off zero becomes the smallest one.
+def multiplier(real: float, fraction_bits: int = FRACTION_BITS) -> Multiplier:
+    """The nearest `Multiplier`; `fraction_bits` 0 for `requantize_wide`. One too small to move any int32 accumulator off zero
+    becomes the smallest one.
 
-    Raises OverflowError above 2^9, where a single accumulator step would leave int8, and ValueError unless positive.
+    Raises OverflowError above 2^9 (2^15 without fraction bits), where a single accumulator step would leave the result's
+    range, and ValueError unless positive.
     """
     if not (real > 0 and np.isfinite(real)):
         raise ValueError(f"a requantization multiplier is positive and finite, found {real}")
@@ -55,11 +61,11 @@ def multiplier(real: float) -> Multiplier:
     q = round(mantissa * (1 << 15))
     if q == 1 << 15:
         q, exponent = q >> 1, exponent + 1
-    shift = -exponent - FRACTION_BITS
+    shift = -exponent - fraction_bits
     if shift > MAX_RIGHT_SHIFT:
         return Multiplier(MAX_RIGHT_SHIFT, 1 << 14)
     if shift < -MAX_LEFT_SHIFT:
-        raise OverflowError(f"requantization multiplier {real} is above 2^{MAX_LEFT_SHIFT - FRACTION_BITS}")
+        raise OverflowError(f"requantization multiplier {real} is above 2^{MAX_LEFT_SHIFT - fraction_bits}")
     return Multiplier(shift, q)
 
 
@@ -90,3 +96,17 @@ def requantize(acc: NDArray[np.integer], shift: NDArray[np.integer], q: NDArray[
     left, right = CheckedLanes(np.maximum(-s, 0), 32), CheckedLanes(np.maximum(s, 0), 32)
     y = requantize_biased(a, left, right, CheckedLanes(q, 16), CheckedLanes(output_offset(zero_point), 16))
     return y.values.astype(np.int8)
+
+
+def requantize_wide_biased(a: Self, left: Self | None, right: Self, q: Self) -> Self:
+    """To 16 bits with zero point 0, operands as for `requantize_biased`: the same without its last line, r itself is the result."""
+    shifted = a if left is None else a.shl(left)
+    return shifted.shr(right).sat(16).mul_q15(q)
+
+
+def requantize_wide(acc: NDArray[np.integer], shift: NDArray[np.integer], q: NDArray[np.integer]) -> NDArray[np.int16]:
+    """numpy reading of `requantize_wide_biased`; multipliers are q * 2^-15 * 2^-shift, see `multiplier(real, fraction_bits=0)`."""
+    s = np.asarray(shift, np.int64)
+    a = CheckedLanes(acc, 32) + CheckedLanes(rounding_half(s), 32)
+    left, right = CheckedLanes(np.maximum(-s, 0), 32), CheckedLanes(np.maximum(s, 0), 32)
+    return requantize_wide_biased(a, left, right, CheckedLanes(q, 16)).values.astype(np.int16)
