@@ -6,15 +6,15 @@ All numbers that decide the program are chosen here: scales and zero points of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.ir.graph import Declined, Graph, Value, apply
-from qcompiler.ir.ops import Concat, Const, Conv, Dequantize, Input, MatMul, Quantize, Softmax, constant
-from qcompiler.ir.pointwise import Binary, Clip, PRelu
+from qcompiler.ir.ops import Cast, Concat, Const, Conv, Dequantize, Input, MatMul, Quantize, Softmax, constant
+from qcompiler.ir.pointwise import Add, Binary, Clip, PRelu
 from qcompiler.ir.types import DType, Quantization, TensorType, quantized
 
 from .quantize_weights import quantize_weights
@@ -30,17 +30,22 @@ COARSER = 4.0
 
 
 def fixed_quantization(v: Value) -> Quantization | None:
-    """The quantization that a value has by its nature, whatever the data: that of probabilities."""
-    return SOFTMAX if isinstance(v.op, Softmax) and not v.op.log else None
+    """The quantization that a value has by its nature, whatever the data: that of probabilities, and of integers as numbers."""
+    match v.op:
+        case Softmax(log=False):
+            return SOFTMAX
+        case Cast() if not v.inputs[0].type.dtype.is_float:
+            return Quantization.per_tensor(1.0)
+    return None
 
 
-def share(graph: Graph, chosen: Mapping[Value, Quantization]) -> dict[Value, Quantization]:
-    """One quantization per sharing group: it covers the ranges chosen for all members.
+def share(graph: Graph, chosen: Mapping[Value, Quantization], together: Iterable[tuple[Value, Value]] = ()) -> dict[Value, Quantization]:
+    """One quantization per sharing group (see `sharing_groups`): it covers the ranges chosen for all members.
 
     `chosen` may lack members that only move elements. ValueError where a group has no choice at all.
     """
     result: dict[Value, Quantization] = {}
-    for group in sharing_groups(graph, lambda v, operand: _is_rescaled(graph, chosen, v, operand)):
+    for group in sharing_groups(graph, lambda v, operand: _is_rescaled(graph, chosen, v, operand), together):
         known = [q for v in group if (q := fixed_quantization(v) or _given(v) or chosen.get(v)) is not None]
         if not known:
             raise ValueError(f"no range is known for '{group[0].name}'")
@@ -65,6 +70,8 @@ def _given(v: Value) -> Quantization | None:
 
 
 def _union(known: list[Quantization]) -> Quantization:
+    if max(q.bits for q in known) > 8:
+        return max(known, key=lambda q: (q.bits, q.scale))
     lo = min(q.scale[0] * (q.qmin - q.zero_point[0]) for q in known)
     hi = max(q.scale[0] * (q.qmax - q.zero_point[0]) for q in known)
     scale = float(np.float32((hi - lo) / 255))
@@ -85,8 +92,10 @@ class _Inserter:
         candidates = residuals(self.graph)
         self.residuals: dict[Value, Residual] = {}
         for v, r in candidates.items():
-            x, other = self._quantization(v.inputs[0]), self._quantization(r.other)
-            if x is None or other is None or not is_exact(v, x, other):
+            x, other, result = self._quantization(v.inputs[0]), self._quantization(r.other), self._quantization(r.addition)
+            if result is not None and result.bits > 8:
+                self.residuals[v] = r
+            elif x is None or other is None or other.bits > 8 or not is_exact(v, x, other):
                 self.declined(v, f"'{r.addition.name}' is not added in the accumulator: its other operand's scale is too fine beside the weights'")
             else:
                 self.residuals[v] = r
@@ -112,9 +121,14 @@ class _Inserter:
         inputs = [new[i] for i in v.inputs]
         if isinstance(v.op, Conv):
             inputs = self._conv_operands(v, inputs)
-        elif _reads_constants(v):
+        elif _reads_constants(v) and not self._is_wide(v):
             inputs = [quantized_constant(i) if _is_float_const(i) else i for i in inputs]
         return v if all(a is b for a, b in zip(inputs, v.inputs)) else replace(v, inputs=tuple(inputs))
+
+    def _is_wide(self, v: Value) -> bool:
+        """Whether constants that `v` reads are rounded to 16 bits, to its own scale, when it is lowered."""
+        quant = self.quant.get(v)
+        return isinstance(v.op, Add) and quant is not None and quant.bits > 8
 
     def _conv_operands(self, v: Value, inputs: list[Value]) -> list[Value]:
         x, w = inputs[0], inputs[1]
@@ -124,6 +138,8 @@ class _Inserter:
             return inputs
         bias_data = None if bias is None or not isinstance(bias.op, Const) else bias.op.data
         residual = self._quantization(self.residuals[v].other) if v in self.residuals else None
+        if residual is not None and (result := self._result(v)) is not None and result.bits > 8:
+            residual = None  # added after the requantization to 16 bits
         mean, covariance = self.means.get(v.inputs[0]), self.covariances.get(v)
         made = quantize_weights(w.op.data, bias_data, xq, self._result(v), mean, residual, covariance, self.weight_bits)
         for channel in made.raised:

@@ -10,6 +10,9 @@ scales; one Requantize with M = S_acc / S_y brings it to the result's quantizati
     averages      acc = sum (x - z)                        S_acc = S_x / divisor
     interpolation acc = sum of 1/128-weighted taps         S_acc = S_x 2^-14
     unary         table[x]                                 256 entries from the float function
+
+To a result of 16 bits an addition is that of already requantized operands: y = sat16(conv + r), of one scale. Normalization, attention and
+rotary embedding are in `lower_sequence`.
 """
 
 from __future__ import annotations
@@ -27,10 +30,12 @@ from qcompiler.ir.graph import Graph, Value, apply
 from qcompiler.ir.ops import (
     ArgMax,
     AveragePool,
+    Cast,
     Concat,
     Const,
     Conv,
     Dequantize,
+    Gather,
     Input,
     MatMul,
     Quantize,
@@ -41,10 +46,12 @@ from qcompiler.ir.ops import (
     constant,
 )
 from qcompiler.ir.pointwise import Add, Clip, Max, Min, Mul, PRelu, Sub, Unary
-from qcompiler.ir.types import Quantization, TensorType
-from qcompiler.numerics.requantize import multiplier
+from qcompiler.ir.sequence import Attention, Normalize, Rotate
+from qcompiler.ir.types import DType, Quantization, TensorType, quantized
 from qcompiler.numerics.softmax import MAX_ELEMENTS, exp_table, log_tables
 
+from .lower_sequence import lower_sequence
+from .requantization import NoIntegerForm, const_array, quant_of, quantized_constant, requantized, scale_of
 from .storage_points import is_movement
 from .unary_function import images
 
@@ -79,30 +86,28 @@ class _Lowering:
                 return replace(v, inputs=(new[q],))
             case Value(op=Dequantize(), inputs=(q,)):
                 return v if new[q] is q else replace(v, inputs=(new[q],))
+            case Value(op=Cast(), inputs=(x,)) if v.type.dtype is DType.bool and not x.type.dtype.is_float:
+                return apply(integer.IntCast(quantized(v.shape, Quantization.per_tensor(1.0))), new[x], name=v.name)
             case Value(inputs=inputs) if not v.type.dtype.is_float and any(new[i] is not i for i in inputs):
-                return replace(v, inputs=tuple(new[i] for i in inputs))
+                return apply(v.op, *(new[i] for i in inputs), name=v.name)
         return v
 
     def _quantized(self, v: Value, x: Value, new: dict[Value, Value]) -> Value:
         if isinstance(x.op, Input):
             return v
         if isinstance(x.op, Const):
-            return constant(v.type.quant.quantize(x.op.data).astype(np.int8), v.name, v.type)  # type: ignore[union-attr]
+            return quantized_constant(x, v.type, v.name)
         try:
-            return lower_expression(x, v.type, lambda dq: new[dq.inputs[0]], v.name)
-        except _NoIntegerForm as problem:
+            return lower_expression(x, v.type, lambda i: new[i.inputs[0] if isinstance(i.op, Dequantize) else i], v.name)
+        except NoIntegerForm as problem:
             self.problems.append(str(problem))
             return v
         except OverflowError as error:
             raise ProofError(f"'{v.name}': {error}; its calibrated range is far below what its operands can produce") from error
 
 
-class _NoIntegerForm(Exception):
-    """An operator that cannot be lowered, with the reason."""
-
-
 Source = Callable[[Value], Value]
-"""The integer value behind a Dequantize."""
+"""The integer value behind a Dequantize, or that of a value that is no float."""
 
 
 def lower_expression(x: Value, y: TensorType, source: Source, name: str) -> Value:
@@ -110,6 +115,8 @@ def lower_expression(x: Value, y: TensorType, source: Source, name: str) -> Valu
     match x:
         case Value(op=Dequantize()):
             return rescaled(source(x), y, name)
+        case Value(op=Add()) if y.dtype is DType.i16:
+            return _wide_sum([_wide_operand(i, y, source, f"{name}.{n}") for n, i in enumerate(x.inputs)], y, name)
         case Value(op=Clip(lo, hi), inputs=(inner,)) if not isinstance(inner.op, Dequantize):
             return _clipped(lower_expression(inner, y, source, name), lo, hi, y)
         case Value(op=Clip(lo, hi), inputs=(inner,)) if inner.inputs[0].type.quant == y.quant:
@@ -121,11 +128,25 @@ def lower_expression(x: Value, y: TensorType, source: Source, name: str) -> Valu
     return _lower_operator(x, _operands(x, source), y, name)
 
 
+def _wide_operand(x: Value, y: TensorType, source: Source, name: str) -> Value:
+    """An operand of an addition to 16 bits: constants and what is not stored come in the result's own quantization."""
+    if isinstance(x.op, Const):
+        return quantized_constant(x, y, name)
+    return source(x) if isinstance(x.op, Dequantize) else lower_expression(x, replace(y, shape=x.shape), source, name)
+
+
+def _wide_sum(operands: Sequence[Value], y: TensorType, name: str) -> Value:
+    """sat16(a + b) where one operand is in the scale of the result and the other can be had in it for one multiplication at most."""
+    if all(o.shape == y.shape for o in operands) and any(o.type.quant == y.quant for o in operands):
+        return apply(integer.IntAdd(), *(rescaled(o, y, f"{name}.{n}") for n, o in enumerate(operands)), name=name)
+    return weighted_sum(operands, [1] * len(operands), y, name)
+
+
 def _operands(x: Value, source: Source) -> list[Value]:
     """The integer operands of float value `x`."""
-    operands = [i if isinstance(i.op, Const) else source(i) if isinstance(i.op, Dequantize) else None for i in x.inputs]
+    operands = [i if isinstance(i.op, Const) else source(i) if isinstance(i.op, Dequantize) or not i.type.dtype.is_float else None for i in x.inputs]
     if any(o is None for o in operands):
-        raise _NoIntegerForm(f"{type(x.op).__name__} '{x.name}' reads a value that is not quantized: {[i.name for i in x.inputs]}")
+        raise NoIntegerForm(f"{type(x.op).__name__} '{x.name}' reads a value that is not quantized: {[i.name for i in x.inputs]}")
     return [o for o in operands if o is not None]
 
 
@@ -158,37 +179,21 @@ def _lower_operator(x: Value, operands: Sequence[Value], y: TensorType, name: st
             return _lookup_per_channel(x, first, y, name)
         case Unary():
             return apply(integer.Lookup(y), first, table_of(x, first.type, y, name), name=name)
+        case Gather() if isinstance(first.op, Const) and first.type.quant is None:
+            return apply(x.op, quantized_constant(first, y, first.name), *operands[1:], name=name)
+        case Cast() if not first.type.dtype.is_float:
+            return apply(integer.IntCast(y), first, name=name)
+        case Normalize() | Attention() | Rotate():
+            return lower_sequence(x, operands, y, name)
         case Concat():
             return apply(x.op, *(rescaled(o, y, f"{name}.{i}") for i, o in enumerate(operands)), name=name)
         case _ if is_movement(x):
             return rescaled(apply(x.op, *operands, name=name), y, name)
-    raise _NoIntegerForm(f"{type(x.op).__name__} '{x.name}' has no integer form")
-
-
-def quant_of(t: TensorType) -> Quantization:
-    """The per-tensor quantization of an activation type; ValueError where there is none."""
-    if t.quant is None or t.quant.axis is not None:
-        raise ValueError(f"expected an activation quantized per tensor, found {t}")
-    return t.quant
-
-
-def scale_of(v: Value) -> float:
-    """The scale of an activation."""
-    return quant_of(v.type).scale[0]
+    raise NoIntegerForm(f"{type(x.op).__name__} '{x.name}' has no integer form")
 
 
 def _product_scale(operands: Sequence[Value]) -> float:
     return scale_of(operands[0]) * scale_of(operands[1])
-
-
-def requantized(acc: Value, scale: float | NDArray[np.floating], y: TensorType, name: str) -> Value:
-    """`acc`, whose unit is `scale` (scalar, or an array that broadcasts against it), in the quantization of `y`."""
-    real = np.atleast_1d(np.asarray(scale, np.float64) / quant_of(y).scale[0])
-    pairs = [multiplier(float(r)) for r in real.ravel()]
-    shift = np.array([p.shift for p in pairs], np.int32).reshape(real.shape)
-    q = np.array([p.q for p in pairs], np.int32).reshape(real.shape)
-    operands = constant(shift, f"{name}.shift"), constant(q, f"{name}.multiplier")
-    return apply(integer.Requantize(replace(y, shape=acc.shape)), acc, *operands, name=name)
 
 
 def clip_bounds(lo: float, hi: float, q: Quantization) -> tuple[int, int]:
@@ -209,7 +214,7 @@ def rescaled(v: Value, y: TensorType, name: str) -> Value:
     if v.type.quant == y.quant:
         return v
     if isinstance(v.op, Const):
-        q = quant_of(y).quantize(quant_of(v.type).dequantize(v.op.data)).astype(np.int8)
+        q = quant_of(y).quantize(quant_of(v.type).dequantize(v.op.data)).astype(y.dtype.numpy)
         return constant(q, name, replace(y, shape=v.shape))
     return weighted_sum([v], [1], replace(y, shape=v.shape), name)
 
@@ -224,10 +229,10 @@ def weighted_sum(operands: Sequence[Value], signs: Sequence[int], y: TensorType,
 
 def _conv(op: Conv, operands: Sequence[Value], y: TensorType, name: str, residual: Value | None = None) -> Value:
     x, w = operands[:2]
-    data, wq = _constant(w), w.type.quant
+    data, wq = const_array(w), w.type.quant
     assert wq is not None
     if any(wq.zero_point):
-        raise _NoIntegerForm(f"weights '{w.name}' have zero points {set(wq.zero_point)}; expected symmetric weights")
+        raise NoIntegerForm(f"weights '{w.name}' have zero points {set(wq.zero_point)}; expected symmetric weights")
     scales = np.broadcast_to(np.array(wq.scale), w.shape[:1]) * scale_of(x)
     own = np.zeros(w.shape[0], np.int64) if len(operands) < 3 else _bias(operands[2], scales)
     correction = quant_of(x.type).zero_point[0] * data.reshape(data.shape[0], -1).astype(np.int64).sum(1)
@@ -237,15 +242,9 @@ def _conv(op: Conv, operands: Sequence[Value], y: TensorType, name: str, residua
     return requantized(apply(made, x, w, bias, *added, name=f"{name}.acc"), scales, y, name)
 
 
-def _constant(v: Value) -> NDArray[np.generic]:
-    if not isinstance(v.op, Const):
-        raise _NoIntegerForm(f"'{v.name}' is computed at run time; expected a constant")
-    return v.op.data
-
-
 def _bias(b: Value, scales: NDArray[np.floating]) -> NDArray[np.int64]:
     """The bias in units of `scales`: kept where it is quantized so, else rounded to it."""
-    data = _constant(b)
+    data = const_array(b)
     if b.type.quant is None:
         return np.rint(data.astype(np.float64) / scales).astype(np.int64)
     own = np.broadcast_to(np.array(b.type.quant.scale), scales.shape)
@@ -268,7 +267,7 @@ def _reduce_sum(op: Reduce, x: Value, y: TensorType, name: str) -> Value:
 
 def _resize(op: Resize, x: Value, y: TensorType, name: str) -> Value:
     if len(op.taps) != 4 or op.taps[0] is not None or op.taps[3] is not None:
-        raise _NoIntegerForm(f"Resize '{name}' interpolates batch or channels; expected height and width only")
+        raise NoIntegerForm(f"Resize '{name}' interpolates batch or channels; expected height and width only")
     rows, columns = (_integer_taps(t, x.shape[1 + i]) for i, t in enumerate(op.taps[1:3]))
     acc = apply(integer.IntResize(rows, columns), x, name=f"{name}.acc")
     return requantized(acc, scale_of(x) * 2.0 ** (-2 * TAP_BITS), y, name)
@@ -284,7 +283,7 @@ def _integer_taps(
 
 def _softmax(op: Softmax, x: Value, y: TensorType, name: str) -> Value:
     if x.shape[op.axis] > MAX_ELEMENTS:
-        raise _NoIntegerForm(f"Softmax '{name}' over {x.shape[op.axis]} elements; supported are {MAX_ELEMENTS}")
+        raise NoIntegerForm(f"Softmax '{name}' over {x.shape[op.axis]} elements; supported are {MAX_ELEMENTS}")
     table = log_tables(scale_of(x), quant_of(y).scale[0]) if op.log else exp_table(scale_of(x))
     return apply(integer.IntSoftmax(op.axis, y, op.log), x, constant(table, f"{name}.table"), name=name)
 
@@ -301,7 +300,7 @@ def _finite_quantized(results: NDArray[np.floating], q: Quantization) -> NDArray
 
 
 def _lookup_per_channel(x: Value, operand: Value, y: TensorType, name: str) -> Value:
-    slope = _constant(x.inputs[1]).astype(np.float64).reshape(-1, 1)
+    slope = const_array(x.inputs[1]).astype(np.float64).reshape(-1, 1)
     reals = quant_of(operand.type).dequantize(np.arange(-128, 128))[None, :]
     table = _finite_quantized(np.where(reals < 0, slope * reals, reals), quant_of(y))
     return apply(integer.Lookup(y), operand, constant(table[0] if len(table) == 1 else table, f"{name}.table"), name=name)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qcompiler.ir.graph import Declined, Graph, Value
 from qcompiler.ir.ops import Conv
+from qcompiler.ir.sequence import Normalize
 from qcompiler.ir.types import Quantization
 from qcompiler.ir.verify import Stage, verify
 
@@ -28,6 +29,7 @@ from .simplify import simplify
 from .storage_points import storage_points
 from .unary_function import sole_function
 from .watch import watched
+from .wide_values import streams, wide_values
 
 Batches = Iterable[Mapping[str, NDArray[np.generic]]]
 
@@ -104,11 +106,23 @@ def choose_all(graph: Graph, statistics: Mapping[Value, Statistics], method: Met
 
     Outputs of the network are not clipped but given a margin: where the greatest of them saturate, answers tie.
     """
-    chosen = {
-        v: widened(choose(s, MinMax()), OUTPUT_MARGIN) if v in graph.outputs else choose(s, method, seen=sole_function(graph, v))
-        for v, s in statistics.items()
-    }
-    return share(graph, chosen)
+    wide = wide_values(graph) if any(isinstance(v.op, Normalize) for v in graph.order) else frozenset[Value]()
+    chosen = {v: _choice(graph, v, s, method, v in wide) for v, s in statistics.items()}
+    return share(graph, chosen, streams(graph, wide))
+
+
+def _choice(graph: Graph, v: Value, s: Statistics, method: Method, wide: bool) -> Quantization:
+    if wide:
+        return wide_quantization(s)
+    if v in graph.outputs:
+        return widened(choose(s, MinMax()), OUTPUT_MARGIN)
+    return choose(s, method, seen=sole_function(graph, v))
+
+
+def wide_quantization(s: Statistics) -> Quantization:
+    """16 bits, symmetric: what was seen reaches 2^14 with the margin, beyond which `requantize_wide` may saturate."""
+    reach = max(-s.min, s.max) * (1 + OUTPUT_MARGIN)
+    return Quantization.per_tensor(float(np.float32(reach / 2**14)) if reach > 0 else 1.0, 0, 16)
 
 
 def widened(q: Quantization, margin: float) -> Quantization:

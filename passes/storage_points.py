@@ -7,7 +7,7 @@ arithmetic and loses nothing. Sharing is an equivalence: its classes are the con
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import networkx as nx
 
@@ -34,9 +34,10 @@ from qcompiler.ir.ops import (
     Transpose,
 )
 from qcompiler.ir.pointwise import Add, Clip, Max, Min, Mul, Sub
+from qcompiler.ir.sequence import Rotate
 
 MOVEMENT = (Transpose, Reshape, Expand, Tile, Concat, Slice, Pad, Gather, MaxPool)
-ACCUMULATING = (Conv, ConvTranspose, MatMul, AveragePool, Add, Sub, Mul)
+ACCUMULATING = (Conv, ConvTranspose, MatMul, AveragePool, Add, Sub, Mul, Rotate)
 
 
 def is_movement(v: Value) -> bool:
@@ -80,16 +81,19 @@ def storage_points(graph: Graph) -> list[Value]:
     return [v for v in graph.order if is_stored(graph, v)]
 
 
-def sharing_groups(graph: Graph, apart: Callable[[Value, Value], bool] = lambda v, operand: False) -> list[list[Value]]:
+def sharing_groups(
+    graph: Graph, apart: Callable[[Value, Value], bool] = lambda v, operand: False, together: Iterable[tuple[Value, Value]] = ()
+) -> list[list[Value]]:
     """The stored values in groups that share one quantization, in execution order, each group led by its first value.
 
-    A value and an operand of it that are to be kept `apart` share only by way of others.
+    A value and an operand of it that are to be kept `apart` share only by way of others; pairs of `together` share besides.
     """
     points = storage_points(graph)
     position = {v: i for i, v in enumerate(points)}
     sharing = nx.Graph()
     sharing.add_nodes_from(points)
     sharing.add_edges_from((v, other) for v in points for other in _shares_with(v) if other in position and not apart(v, other))
+    sharing.add_edges_from(together)
     groups = [sorted(c, key=position.__getitem__) for c in nx.connected_components(sharing)]
     return sorted(groups, key=lambda g: position[g[0]])
 

@@ -1,0 +1,66 @@
+"""Which values are stored in 16 bits: the outputs of the network, and the residual streams of transformers.
+
+    x_{l+1} = x_l + f(Normalize(x_l))
+
+Rounding the stream to 8 bits at every addition would add up over the depth, and its few channels of great values (Sun et al. 2024,
+"Massive Activations in Large Language Models") would leave two or three bits to all others. Nothing multiplies a stream: it is
+read by additions and normalizations alone, so 16 bits cost no dot product. Outputs are wide because answers would otherwise tie.
+
+A value may be wide where whatever computes it ends in a requantization (or a normalization, or a table of embeddings), and where
+all that read it are additions, normalizations or movement of which the same is true.
+"""
+
+from __future__ import annotations
+
+from qcompiler.ir.graph import Graph, Value
+from qcompiler.ir.ops import Concat, Const, Gather, Reshape, Slice, Transpose
+from qcompiler.ir.pointwise import Add, Clip
+from qcompiler.ir.sequence import Normalize
+
+from .storage_points import is_accumulating, is_stored, sharing_groups
+
+MOVED = (Reshape, Slice, Concat, Transpose)
+"""Movement that 16-bit values may take."""
+
+
+def wide_values(graph: Graph) -> frozenset[Value]:
+    """The stored values that get 16 bits."""
+    groups = sharing_groups(graph)
+    group_of = {v: tuple(g) for g in groups for v in g}
+    able = {v for g in groups if all(_can_be_wide(graph, v, group_of) for v in g) for v in g}
+    wide = {v for v in able if any(_wants_width(graph, m) for m in group_of[v])}
+    while grown := {v for v in able - wide if _is_stream(graph, v, wide)}:
+        wide |= {m for v in grown for m in group_of[v]}
+    return frozenset(wide)
+
+
+def _can_be_wide(graph: Graph, v: Value, group_of: dict[Value, tuple[Value, ...]]) -> bool:
+    made = _is_requantized(v) or isinstance(v.op, (Normalize, *MOVED)) or _is_embedding(v)
+    return made and all(_reads_wide(u) for u in graph.uses[v])
+
+
+def _is_requantized(v: Value) -> bool:
+    inner = v.inputs[0] if isinstance(v.op, Clip) else v
+    return is_accumulating(inner)
+
+
+def _is_embedding(v: Value) -> bool:
+    return isinstance(v.op, Gather) and isinstance(v.inputs[0].op, Const)
+
+
+def _reads_wide(user: Value) -> bool:
+    return isinstance(user.op, (Add, Normalize, *MOVED)) and all(isinstance(i.op, Const) is False for i in user.inputs[:1])
+
+
+def _wants_width(graph: Graph, v: Value) -> bool:
+    return v in graph.outputs or any(isinstance(u.op, Normalize) for u in graph.uses[v])
+
+
+def _is_stream(graph: Graph, v: Value, wide: set[Value]) -> bool:
+    """Whether `v` is a sum that goes into another wide sum."""
+    return isinstance(v.op, Add) and any(isinstance(u.op, Add) and u in wide for u in graph.uses[v])
+
+
+def streams(graph: Graph, wide: frozenset[Value]) -> list[tuple[Value, Value]]:
+    """(sum, operand) pairs of wide values: they share a scale, so that the addition needs no arithmetic but itself."""
+    return [(v, i) for v in graph.order if isinstance(v.op, Add) and v in wide for i in v.inputs if i in wide and is_stored(graph, i)]
