@@ -74,8 +74,10 @@ def _union(known: list[Quantization]) -> Quantization:
         return max(known, key=lambda q: (q.bits, q.scale))
     lo = min(q.scale[0] * (q.qmin - q.zero_point[0]) for q in known)
     hi = max(q.scale[0] * (q.qmax - q.zero_point[0]) for q in known)
-    scale = float(np.float32((hi - lo) / 255))
-    return Quantization.per_tensor(scale, int(np.clip(round(-128 - lo / scale), -128, 127)))
+    bits = max(q.bits for q in known)
+    levels, qmin = (1 << bits) - 1, -(1 << (bits - 1))
+    scale = float(np.float32((hi - lo) / levels))
+    return Quantization.per_tensor(scale, int(np.clip(round(qmin - lo / scale), qmin, qmin + levels)), bits)
 
 
 @dataclass
@@ -86,7 +88,7 @@ class _Inserter:
     covariances: Mapping[Value, NDArray[np.float64]]
     declined: Declined
     spell_out: bool
-    weight_bits: int
+    widths: Mapping[Value, int]
 
     def __post_init__(self) -> None:
         candidates = residuals(self.graph)
@@ -141,11 +143,11 @@ class _Inserter:
         if residual is not None and (result := self._result(v)) is not None and result.bits > 8:
             residual = None  # added after the requantization to 16 bits
         mean, covariance = self.means.get(v.inputs[0]), self.covariances.get(v)
-        made = quantize_weights(w.op.data, bias_data, xq, self._result(v), mean, residual, covariance, self.weight_bits)
+        made = quantize_weights(w.op.data, bias_data, xq, self._result(v), mean, residual, covariance, self.widths.get(v, 8))
         for channel in made.raised:
             self.declined(v, f"the weight scale of output channel {channel} was raised so that bias and accumulator fit")
         zeros = (0,) * len(made.scale)
-        wq = TensorType(w.shape, DType.i8, Quantization(tuple(made.scale.tolist()), zeros, axis=0))
+        wq = TensorType(w.shape, DType.i8, Quantization(tuple(made.scale.tolist()), zeros, axis=0, bits=self.widths.get(v, 8)))
         bq = TensorType(made.bias.shape, DType.i32, Quantization(tuple((made.scale * xq.scale[0]).tolist()), zeros, axis=0, bits=32))
         name = bias.name if bias is not None else f"{v.name}.bias"
         return [x, _dequantized(made.weights, wq, w.name), _dequantized(made.bias, bq, name)]
@@ -195,13 +197,13 @@ def insert_qdq(
     declined: Declined | None = None,
     spell_out: bool = False,
     covariances: Mapping[Value, NDArray[np.float64]] | None = None,
-    weight_bits: int = 8,
+    widths: Mapping[Value, int] | None = None,
 ) -> Graph:
     """The Q/DQ graph. `quantization` holds every stored value (see `share`); `means`, E[x] per channel of the last axis, corrects biases.
 
     A convolution whose residual is added in the accumulator is not quantized itself; `spell_out` quantizes it all the same,
     for tools that know only operators between quantized tensors. `covariances` of the inputs of convolutions make rounding of second order;
-    `weight_bits` is the width of convolution weights.
+    `widths` are the bits of convolutions' weights, 8 where not given.
     """
     reasons = declined if declined is not None else Declined()
-    return _Inserter(graph, quantization, means or {}, covariances or {}, reasons, spell_out, weight_bits).run()
+    return _Inserter(graph, quantization, means or {}, covariances or {}, reasons, spell_out, widths or {}).run()

@@ -30,6 +30,7 @@ from .storage_points import storage_points
 from .unary_function import sole_function
 from .watch import watched
 from .wide_values import streams, wide_values
+from .widths import activation_widths, weight_widths
 
 Batches = Iterable[Mapping[str, NDArray[np.generic]]]
 
@@ -50,6 +51,8 @@ class Options:
     """Round weights by the covariance of what they multiply (`round_weights`)."""
     weight_bits: int = 8
     """7: convolution weights in [-63, 63]. On CPUs whose dot product goes through 16-bit sums (AVX2 without VNNI, plain NEON) that is faster."""
+    activation_bits: int = 8
+    """Of what dot products read; see `widths`."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def quantize(graph: Graph, batches: Batches, options: Options = Options(), progr
         simple = equalize(simple, by_name(simple, shown), declined)
         watched("equalize", simple, Stage.float)
     statistics = calibrate(simple, batches, storage_points(simple), progress)
-    quantization = choose_all(simple, statistics, options.method)
+    quantization = choose_all(simple, statistics, options.method, options.activation_bits)
     means = _means(simple, statistics) if options.correct_bias else None
     looked_at = list(islice((s for batch in preview for s in samples(simple, batch)), PREVIEW_SAMPLES))
     insert = partial(
@@ -94,29 +97,30 @@ def quantize(graph: Graph, batches: Batches, options: Options = Options(), progr
         quantization,
         means,
         covariances=covariances(simple, looked_at) if options.second_order else None,
-        weight_bits=options.weight_bits,
+        widths=weight_widths(simple, options.weight_bits),
     )
     qdq = verify(watched("insert_qdq", insert(declined)), Stage.qdq)
     integer = verify(watched("lower", lower_to_integers(qdq)), Stage.integer)
     return Quantized(simple, qdq, integer, prove_ranges(integer), declined, insert)
 
 
-def choose_all(graph: Graph, statistics: Mapping[Value, Statistics], method: Method) -> dict[Value, Quantization]:
+def choose_all(graph: Graph, statistics: Mapping[Value, Statistics], method: Method, bits: int = 8) -> dict[Value, Quantization]:
     """The quantization of every stored value, equal where values share one.
 
     Outputs of the network are not clipped but given a margin: where the greatest of them saturate, answers tie.
     """
     wide = wide_values(graph) if any(isinstance(v.op, Normalize) for v in graph.order) else frozenset[Value]()
-    chosen = {v: _choice(graph, v, s, method, v in wide) for v, s in statistics.items()}
+    widths = activation_widths(graph, bits) | dict.fromkeys(wide, 16)
+    chosen = {v: _choice(graph, v, s, method, widths[v]) for v, s in statistics.items()}
     return share(graph, chosen, streams(graph, wide))
 
 
-def _choice(graph: Graph, v: Value, s: Statistics, method: Method, wide: bool) -> Quantization:
-    if wide:
+def _choice(graph: Graph, v: Value, s: Statistics, method: Method, bits: int) -> Quantization:
+    if bits > 8:
         return wide_quantization(s)
     if v in graph.outputs:
-        return widened(choose(s, MinMax()), OUTPUT_MARGIN)
-    return choose(s, method, seen=sole_function(graph, v))
+        return widened(choose(s, MinMax(), bits), OUTPUT_MARGIN)
+    return choose(s, method, bits, seen=sole_function(graph, v))
 
 
 def wide_quantization(s: Statistics) -> Quantization:

@@ -2,6 +2,8 @@
 
     S_o = max |W_o| / 127            W_q = round(W / S_o)            b_q = round(b / (S_x S_o))
 
+Below 7 bits S_o is smaller and the greatest weights are clipped (`least_error_scale`).
+
 Rounding is to the nearest, or of second order where the covariance of the inputs is known (`round_weights`).
 
 The channel's scale is raised by rule where that makes another part fail, never clipped in silence: where the bias would leave
@@ -31,6 +33,8 @@ Array = NDArray[np.floating]
 MAX_BIAS = 1 << 30
 MAX_ACC = (1 << 31) - (1 << 30)
 MAX_RESIDUAL_MULTIPLIER = (1 << 15) - 1
+FRACTIONS = np.linspace(1.0, 0.4, 31)
+"""Of the greatest weight, where narrow weights may be clipped."""
 RAISED = 1.25
 """A scale is reported as raised from this factor on."""
 
@@ -62,17 +66,35 @@ def quantize_weights(
     """
     w = weights.astype(np.float64)
     b = np.zeros(w.shape[0]) if bias is None else bias.astype(np.float64)
-    own = np.abs(w).reshape(w.shape[0], -1).max(1) / ((1 << (bits - 1)) - 1)
+    own = least_error_scale(w, bits, covariance)
     scale = np.maximum(own, _least_scale(w, b, x, out))
     if residual is not None:
         unit = residual.scale[0] / x.scale[0]
         scale = unit / residual_multipliers(unit / scale)
     greatest = (1 << (bits - 1)) - 1
-    q = np.rint(w / scale.reshape(-1, 1, 1, 1)) if covariance is None else round_weights(w, scale, covariance, greatest)
+    q = np.clip(np.rint(w / scale.reshape(-1, 1, 1, 1)), -greatest, greatest) if covariance is None else round_weights(w, scale, covariance, greatest)
     if mean is not None:
         b = b - _mean_shift(q * scale.reshape(-1, *[1] * (w.ndim - 1)) - w, mean)
     raised = tuple(int(i) for i in np.flatnonzero((scale > own * RAISED) & (own > 0)))
     return QuantizedWeights(q.astype(np.int8), scale, np.rint(b / (x.scale[0] * scale)).astype(np.int32), raised)
+
+
+def least_error_scale(w: Array, bits: int, covariance: NDArray[np.float64] | None) -> Array:
+    """S per output channel [O]. At 7 bits and more that of the greatest weight; below, clipping pays: the fraction of it that minimises
+
+    sum_k h_k (w_k - S clip(round(w_k / S)))^2          h the variances of the inputs, or one
+    """
+    greatest = (1 << (bits - 1)) - 1
+    flat = w.reshape(w.shape[0], -1)
+    full = np.abs(flat).max(1) / greatest
+    if bits >= 7 or not full.any():
+        return full
+    h = np.ones((1, flat.shape[1])) if covariance is None else np.diagonal(covariance, axis1=1, axis2=2)
+    h = np.repeat(h, len(flat) // len(h), 0)
+    tried = np.stack([full * f for f in FRACTIONS])
+    safe = np.where(tried > 0, tried, 1.0)
+    errors = np.stack([(h * (flat - s[:, None] * np.clip(np.rint(flat / s[:, None]), -greatest, greatest)) ** 2).sum(1) for s in safe])
+    return np.take_along_axis(tried, errors.argmin(0)[None], 0)[0]
 
 
 def residual_multipliers(ratio: Array) -> Array:

@@ -1,0 +1,60 @@
+"""How many bits each weight and each activation gets, for W8A8, W6A6, W4A8, W4A4 and the like.
+
+What dot products multiply has the width that was asked for: weights of convolutions, and activations that convolutions, matrix products
+or attention read, also by way of data movement. All else (operands of tables and additions) keeps 8 bits, residual streams 16.
+Below 7 bits the first and the last layer keep 8: pixels have 8 bits, and nothing averages out errors of the answer (as in all of the
+literature, for instance Li et al. 2023, RepQ-ViT, section 4.1). Narrow integers are stored one to a byte.
+"""
+
+from __future__ import annotations
+
+from qcompiler.ir.graph import Graph, Value
+from qcompiler.ir.ops import Conv, Input, MatMul
+from qcompiler.ir.sequence import Attention
+
+from .storage_points import is_movement, storage_points
+
+NARROW = 6
+"""From this width down, first and last layers keep 8 bits."""
+
+
+def weight_widths(graph: Graph, bits: int) -> dict[Value, int]:
+    """Bits of the weights of every convolution."""
+    convs = [v for v in graph.order if isinstance(v.op, Conv)]
+    ends = _first_and_last(graph) if bits <= NARROW else set()
+    return {v: 8 if v in ends else bits for v in convs}
+
+
+def activation_widths(graph: Graph, bits: int) -> dict[Value, int]:
+    """Bits of every stored activation, before 16-bit ones are chosen."""
+    ends = _first_and_last(graph) if bits <= NARROW else set()
+    multiplied = _multiplied(graph, ends)
+    return {v: bits if v in multiplied else 8 for v in storage_points(graph)}
+
+
+def _multiplied(graph: Graph, ends: set[Value]) -> set[Value]:
+    """What dot products other than `ends` read, through movement."""
+    found = set[Value]()
+    for v in reversed(graph.order):
+        for n, i in enumerate(v.inputs):
+            read = isinstance(v.op, (MatMul, Attention)) or (isinstance(v.op, Conv) and n == 0 and v not in ends)
+            if read or (v in found and is_movement(v) and n == 0):
+                found.add(i)
+    return found
+
+
+def _first_and_last(graph: Graph) -> set[Value]:
+    """Convolutions that see an input, or lead to an output, with no other between."""
+    first, last = set[Value](), set[Value]()
+    ahead = {v for v in graph.order if isinstance(v.op, Input)}
+    for v in graph.order:
+        if any(i in ahead for i in v.inputs):
+            (first if isinstance(v.op, Conv) else ahead).add(v)
+    behind = set(graph.outputs)
+    for v in reversed(graph.order):
+        if v in behind:
+            if isinstance(v.op, (Conv, MatMul, Attention)):
+                last.add(v)
+            else:
+                behind.update(v.inputs)
+    return first | {v for v in last if isinstance(v.op, Conv)}
