@@ -171,6 +171,17 @@ class Val:
             return self.map(lambda x, y: instrs.SQRDMULH(self.k, x, y), other)
         return self.map(lambda x, y: instrs.MULHRS[self.k.target.vector_bits](self.k, x, y), other)
 
+    def mul_wide(self, other: Val) -> Val:
+        """The product of 16-bit lanes in 32 bits, widened within 128-bit parts as `sext` does."""
+        if self.bits != 16 or other.bits != 16:
+            raise MixedWidths(f"mul_wide needs 16-bit lanes, found {self.bits} and {other.bits}")
+        k = self.k
+        if k.target.arch == "aarch64":
+            return self.sext(32) * (other.sext(32) if len(other) == len(self) else other.repeat(len(self)).sext(32))
+        high = self.map(lambda x, y: instrs.MULH[k.target.vector_bits](k, x, y), other)
+        halves = (half.regs[0] for low, up in zip((self * other).regs, high.regs) for half in k.zip(self._like([low]), self._like([up])))
+        return Val(k, tuple(k.b.bitcast(h, k.register_type(32)) for h in halves), 32)
+
     def splat(self, value: int) -> Val:
         """A constant in every lane of one register of this width."""
         return self.k.splat(value, self.bits)

@@ -143,6 +143,12 @@ def _mulhrs(b: Any, x: Any, y: Any) -> Any:
     return b.trunc(rounded, x.type)
 
 
+def _mulh(b: Any, x: Any, y: Any) -> Any:
+    """(x * y) >> 16."""
+    wide = b.mul(widen(b, x, 32), widen(b, y, 32))
+    return b.trunc(b.ashr(wide, splat(wide.type, 16)), x.type)
+
+
 def _qrdmulh(b: Any, x: Any, y: Any) -> Any:
     """sat16((2 x y + 2^15) >> 16): as _mulhrs, but -2^15 squared saturates."""
     wide = b.mul(widen(b, x, 32), widen(b, y, 32))
@@ -220,6 +226,11 @@ MULHRS = {
     256: _x86("vpmulhrsw", "avx2", "avx2.pmul.hr.sw", (16, 16), (16, 16), _mulhrs),
     512: _x86("vpmulhrsw", "avx512bw", "avx512.pmul.hr.sw.512", (32, 16), (32, 16), _mulhrs),
 }
+MULH = {
+    128: _x86("pmulhw", "sse2", "sse2.pmulh.w", (8, 16), (8, 16), _mulh),
+    256: _x86("vpmulhw", "avx2", "avx2.pmulh.w", (16, 16), (16, 16), _mulh),
+    512: _x86("vpmulhw", "avx512bw", "avx512.pmulh.w.512", (32, 16), (32, 16), _mulh),
+}
 PSHUFB = {
     128: _x86("pshufb", "ssse3", "ssse3.pshuf.b.128", (16, 8), (16, 8), _pshufb),
     256: _x86("vpshufb", "avx2", "avx2.pshuf.b", (32, 8), (32, 8), _pshufb),
@@ -234,7 +245,7 @@ SQXTN8 = Instr("sqxtn", "neon", "llvm.aarch64.neon.sqxtn.v8i8", ((8, 16),), (8, 
 TBL4 = Instr("tbl", "neon", "llvm.aarch64.neon.tbl4.v16i8", ((16, 8),) * 5, (16, 8), _tbl4)
 
 INSTRS: tuple[Instr, ...] = (
-    *(i for table in (VPDPBUSD, MADDUBS, MADD, SIGN, PACK16, PACK8, MULHRS, PSHUFB) for i in table.values()),
+    *(i for table in (VPDPBUSD, MADDUBS, MADD, SIGN, PACK16, PACK8, MULHRS, MULH, PSHUFB) for i in table.values()),
     SDOT,
     SMULL,
     SADDLP,

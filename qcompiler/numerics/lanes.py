@@ -59,6 +59,10 @@ class Lanes(Protocol):
         """16-bit lanes: (a * b + 2^14) >> 15, the rounding multiply of every SIMD set; a, b not both -2^15."""
         ...
 
+    def mul_wide(self: Self, other: Self) -> Self:
+        """The exact product in twice the width."""
+        ...
+
     def splat(self: Self, value: int) -> Self:
         """A constant in all lanes, of this width."""
         ...
@@ -120,6 +124,9 @@ class CheckedLanes:
         if self.bits != 16:
             raise WidthError(f"mul_q15 needs 16-bit lanes, found {self.bits}")
         return self._like((self.values * self._check(other) + (1 << 14)) >> 15)
+
+    def mul_wide(self, other: CheckedLanes) -> CheckedLanes:
+        return CheckedLanes(self.values * self._check(other), 2 * self.bits)
 
     def splat(self, value: int) -> CheckedLanes:
         return self._like(np.asarray(value, np.int64))

@@ -11,15 +11,26 @@ With x the integers of a row (scale S and, for RMSNorm, zero point z; both cance
     y_i = sat((u_i g_i + b_i) >> k)                  g_i = gamma_i sqrt(D) / S_y 2^(k-14), b_i = (beta_i / S_y + z_y) 2^k + 2^(k-1)
 
 |c_i| <= sqrt(V) is what makes 16 bits enough for t whatever the row holds: no outlier saturates, and a row of small numbers uses all
-bits. Rounding of t and u is worth one unit of u, 2^-14 sqrt(D) standard deviations (0.0012 for D = 384), that of rho 2^-14 relative.
-k is the greatest for which g fits in 16 bits and b in 30, so that |u g + b| < 2^31. Compare I-BERT (Kim et al. 2021, section 3.5), whose
-Newton iteration for the square root works on the variance in 32 bits.
+bits. k is the greatest for which g fits in 16 bits and b in 30, so that |u g + b| < 2^31.
+
+**Error.** Let u* be the real number that u stands for, 2^14 (x_i - mean) / sqrt(sum (x_j - mean)^2 + D epsilon / S^2).
+
+- The mean is off by at most 1/2 in units of c, which adds at most D / 4 to V; E is off by at most 1 (unless it is bounded). So
+  |2^14 c / sqrt(V) - u*| <= 2^13 / sqrt(V) + |u*| (D / 4 + 1) / V, where RMSNorm has no mean: |u*| / V.
+- t is off by 1/2, times rho 2^-15 < 1. Only +2^15 is off by more: it saturates, but then m > 2^30 - 2^15 and rho 2^-15 = 1/2. u is rounded: 1/2.
+- rho is below sqrt(2^58 / m) by at most 1 of at least 2^14; m <= V 2^(-2e) is short of it by less than 2^-28 relative.
+
+Together |u - u*| <= 1 + 2^-14 |u| + 2^13 / sqrt(V) + |u*| (D / 4 + 1) / V; one unit is 2^-14 sqrt(D) standard deviations, 0.0012 for D = 384. Then
+|y - y*| <= 1/2 + |u - u*| |g| 2^-k + (|u| + 1/2) 2^-k: the last shift, what came before, and g and b rounded. Compare I-BERT (Kim et al.
+2021, section 3.5), whose Newton iteration for the square root works on the variance in 32 bits.
+
+In one pass over the row: sum c_i^2 = 2^2F sum x_i^2 - 2 mu 2^F sum x_i + D mu^2, with c_i = (x_i << F) - mu.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, log2, sqrt
+from math import frexp, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +77,7 @@ def affine(gamma: NDArray[np.floating], beta: NDArray[np.floating], scale: float
 def _room(values: NDArray[np.float64], bits: int) -> int:
     """The greatest k with |values| 2^k < 2^bits."""
     reach = float(np.abs(values).max(initial=0.0))
-    return GREATEST_SHIFT if reach == 0 else bits - ceil(log2(reach)) - (log2(reach) == ceil(log2(reach)))
+    return GREATEST_SHIFT if reach == 0 else bits - frexp(reach)[1]
 
 
 def normalize(x: NDArray[np.integer], constants: Affine, epsilon: int, centered: bool, zero_point: int, bits: int, out_bits: int) -> Ints:
@@ -79,7 +90,7 @@ def normalize(x: NDArray[np.integer], constants: Affine, epsilon: int, centered:
         CheckedLanes(np.maximum(-e, 0), 32),
         CheckedLanes(np.where(e > 0, 1 << np.maximum(e - 1, 0), 0), 32),
         CheckedLanes(np.maximum(e, 0), 32),
-        CheckedLanes(reciprocal_root(v >> (2 * e) if (e >= 0).all() else np.where(e >= 0, v >> (2 * np.maximum(e, 0)), v << (2 * np.maximum(-e, 0)))), 16),
+        CheckedLanes(reciprocal_root(scaled_down(v, 2 * e)), 16),
         CheckedLanes(constants.g, 16),
         CheckedLanes(constants.b, 32),
         constants.shift,
@@ -101,6 +112,11 @@ def exponent(v: Ints) -> Ints:
     return (p + 1) // 2 - 15
 
 
+def scaled_down(v: Ints, by: Ints) -> Ints:
+    """floor(v 2^-by), `by` of either sign."""
+    return (v << np.maximum(-by, 0)) >> np.maximum(by, 0)
+
+
 def reciprocal_root(m: Ints) -> Ints:
     """The greatest r < 2^15 with r^2 m <= 2^58, for m in [2^28, 2^30): bit by bit, from 2^14 on."""
     r = np.full(m.shape, 1 << 14, np.int64)
@@ -113,5 +129,5 @@ def reciprocal_root(m: Ints) -> Ints:
 def normalize_lanes(c: Self, left: Self, half: Self, right: Self, rho: Self, g: Self, b: Self, shift: int, out_bits: int) -> Self:
     """The steps per element. c, `left`, `half`, `right` and b are 32 bits, rho and g 16; the row's shift e is `right` - `left`."""
     t = (c.shl(left) + half).shr(right).sat(16)
-    y = t.mul_q15(rho).sext(32) * g.sext(32) + b
+    y = t.mul_q15(rho).mul_wide(g) + b
     return y.shr(y.splat(shift)).sat(out_bits)
