@@ -20,11 +20,13 @@ from .calibrate import Statistics, calibrate, samples
 from .calibrate.choose import DEFAULT, Method, MinMax, choose
 from .covariances import covariances
 from .equalize import equalize
+from .equalize_attention import equalize_attention
 from .insert_qdq import insert_qdq, share
 from .legalize import legalize
 from .lower import lower_to_integers
 from .prove_ranges import Bound, prove_ranges
 from .relax_clips import relax_clips
+from .reparameterize import reparameterize
 from .simplify import simplify
 from .storage_points import storage_points
 from .unary_function import sole_function
@@ -46,6 +48,8 @@ class Options:
 
     method: Method = DEFAULT
     equalize: bool = True
+    reparameterize: bool = True
+    """RepQuant: even channels of normalizations, queries, keys and values (`reparameterize`, `equalize_attention`)."""
     correct_bias: bool = True
     second_order: bool = True
     """Round weights by the covariance of what they multiply (`round_weights`)."""
@@ -82,11 +86,7 @@ def quantize(graph: Graph, batches: Batches, options: Options = Options(), progr
     simple = simplify(watched("import", graph, Stage.float), declined)
     simple = verify(watched("legalize", legalize(simple, declined)), Stage.float)
     preview, batches = split_off(batches, PREVIEW_SAMPLES)
-    if options.equalize:
-        shown = calibrate(simple, preview, storage_points(simple))
-        simple = relax_clips(simple, shown)
-        simple = equalize(simple, by_name(simple, shown), declined)
-        watched("equalize", simple, Stage.float)
+    simple = evened(simple, preview, options, declined)
     statistics = calibrate(simple, batches, storage_points(simple), progress)
     quantization = choose_all(simple, statistics, options.method, options.activation_bits)
     means = _means(simple, statistics) if options.correct_bias else None
@@ -102,6 +102,18 @@ def quantize(graph: Graph, batches: Batches, options: Options = Options(), progr
     qdq = verify(watched("insert_qdq", insert(declined)), Stage.qdq)
     integer = verify(watched("lower", lower_to_integers(qdq)), Stage.integer)
     return Quantized(simple, qdq, integer, prove_ranges(integer), declined, insert)
+
+
+def evened(graph: Graph, preview: Batches, options: Options, declined: Declined) -> Graph:
+    """The same function with channels of more equal ranges, seen on `preview`."""
+    shown = calibrate(graph, preview, storage_points(graph))
+    if options.equalize:
+        graph = relax_clips(graph, shown)
+        graph = watched("equalize", equalize(graph, by_name(graph, shown), declined), Stage.float)
+    if options.reparameterize:
+        graph = watched("reparameterize", reparameterize(graph, by_name(graph, shown), declined), Stage.float)
+        graph = watched("equalize_attention", equalize_attention(graph, by_name(graph, shown), declined), Stage.float)
+    return graph
 
 
 def choose_all(graph: Graph, statistics: Mapping[Value, Statistics], method: Method, bits: int = 8) -> dict[Value, Quantization]:
