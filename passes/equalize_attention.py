@@ -9,6 +9,8 @@ s and t make the ranges of channels alike in each of the three tensors, which ha
 that is SmoothQuant's rule (Xiao et al. 2023, section 4), for q and k each taking half. They are folded into the dense layers before and after,
 as in cross-layer equalization (`equalize`). Channels that a rotary embedding turns into each other share t.
 
+Common factors of all channels are chosen so that q, k and v have the same greatest element: they may be slices of one tensor, with one scale.
+
 Constants pass, too: softmax does not see what is added to all logits of a row, and its weights sum to one. So with c the middle of the range
 of each channel, k and v are centered first:
 
@@ -56,8 +58,8 @@ def equalize_attention(graph: Graph, statistics: Mapping[Value, Statistics], dec
                 reasons(v, "its channels are not equalized: an operand is not the result of a dense layer alone")
                 continue
             q, k, values = (s for s in sources if s is not None)
-            _balance_logits(factors, q, k, statistics)
-            _even_values(factors, graph, v, values, statistics, reasons)
+            greatest = _balance_logits(factors, q, k, statistics)
+            _even_values(factors, graph, v, values, statistics, greatest, reasons)
     return factors.applied(graph)
 
 
@@ -148,25 +150,36 @@ def _relative(reach: Floats) -> Floats:
     return np.asarray(np.maximum(reach / max(reach.max(), 1e-30), 1e-6))
 
 
-def _balance_logits(factors: _Factors, q: Source, k: Source, statistics: Mapping[Value, Statistics]) -> None:
+def _balance_logits(factors: _Factors, q: Source, k: Source, statistics: Mapping[Value, Statistics]) -> float | None:
+    """Even out q against k; the greatest element of both afterwards, None where they were not measured."""
     range_q, range_k = _range(q, statistics), _range(k, statistics)
     if range_q is None or range_k is None:
-        return
+        return None
     center = np.zeros_like(range_k[0]) if k.rotation is not None else (range_k[0] + range_k[1]) / 2
     factors.center(k, center)
-    of_k = _relative(np.maximum(range_k[1] - center, center - range_k[0]))
-    of_q = _relative(np.maximum(range_q[1], -range_q[0]))
+    width_q, width_k = np.maximum(range_q[1], -range_q[0]), np.maximum(range_k[1] - center, center - range_k[0])
+    of_q, of_k = _relative(width_q), _relative(width_k)
     shared = of_q.reshape(of_k.shape[0], -1, of_k.shape[1]).max(1)  # of the query heads that read one key head
     t = np.clip((of_k / shared) ** 0.25, 1 / BOUND, BOUND)
     for rotation in (q.rotation, k.rotation):
         if rotation is not None:
             t = np.sqrt(t * t[:, list(rotation.partners)])
-    factors.multiply_outputs(q, np.repeat(t, len(of_q) // len(t), 0))
+    group = len(of_q) // len(t)
+    greatest_q, greatest_k = (float((r * f).max()) for r, f in ((width_q, np.repeat(t, group, 0)), (width_k, 1 / t)))
+    t = t * np.sqrt(greatest_k / greatest_q)
+    factors.multiply_outputs(q, np.repeat(t, group, 0))
     factors.multiply_outputs(k, 1 / t)
+    return float(np.sqrt(greatest_q * greatest_k))
 
 
 def _even_values(
-    factors: _Factors, graph: Graph, attention: Value, v: Source, statistics: Mapping[Value, Statistics], reasons: Declined
+    factors: _Factors,
+    graph: Graph,
+    attention: Value,
+    v: Source,
+    statistics: Mapping[Value, Statistics],
+    greatest: float | None,
+    reasons: Declined,
 ) -> None:
     seen, layers = _range(v, statistics), layers_after(graph, attention)
     if seen is None or layers is None:
@@ -174,6 +187,8 @@ def _even_values(
         return
     lo, hi = seen
     s = np.clip(_relative((hi - lo) / 2) ** 0.5, 1 / BOUND, 1.0)
+    if greatest is not None:
+        s = s * float(((hi - lo) / 2 / s).max()) / greatest
     factors.center(v, (lo + hi) / 2)
     factors.multiply_outputs(v, 1 / s)
     group = attention.shape[2] // len(s)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qcompiler.ir.graph import Declined, Graph, Rule, Sweep, Value, apply, rewrite
-from qcompiler.ir.ops import Cast, Const, Dequantize, Quantize, Reshape
-from qcompiler.ir.pointwise import Binary, Unary
+from qcompiler.ir.ops import Cast, Const, Conv, Dequantize, Quantize, Reshape
+from qcompiler.ir.pointwise import Add, Binary, Unary
+from qcompiler.ir.sequence import Normalize
 
 from .axes import Axes, reshape_constant
 
@@ -43,4 +44,22 @@ def _reshaped_back(y: Value, after: Axes, before: Axes) -> Value | None:
     return None
 
 
-RULES: tuple[Rule, ...] = (sink_reshape,)
+def sink_below_normalization(v: Value, sweep: Sweep) -> Value | None:
+    """normalize(reshape(x)) = reshape(normalize(x)) where channels stay what they are."""
+    match v:
+        case Value(op=Normalize(), inputs=(Value(op=Reshape(), inputs=(x,)), *parameters)) if x.shape[-1:] == v.shape[-1:]:
+            return apply(Reshape(v.shape), apply(v.op, x, *parameters, name=v.name), name=f"{v.name}.r")
+    return None
+
+
+def add_where_dense_layers_are(v: Value, sweep: Sweep) -> Value | None:
+    """x + reshape(conv) = reshape(reshape(x) + conv): a residual stream takes the shape in which dense layers leave their results."""
+    match v:
+        case Value(op=Add(), inputs=(x, Value(op=Reshape(), inputs=(Value(op=Conv()) as y,))) | (Value(op=Reshape(), inputs=(Value(op=Conv()) as y,)), x)):
+            if isinstance(x.op, (Const, Reshape)) or x.shape != v.shape or y.shape[-1:] != v.shape[-1:]:
+                return None
+            return apply(Reshape(v.shape), apply(Add(), apply(Reshape(y.shape), x, name=f"{x.name}.rows"), y, name=v.name), name=f"{v.name}.r")
+    return None
+
+
+RULES: tuple[Rule, ...] = (sink_reshape, sink_below_normalization, add_where_dense_layers_are)
