@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from qcompiler.errors import UnsupportedModel
 from qcompiler.ir.graph import Declined, Graph, Sweep, Value, apply, rewrite
-from qcompiler.ir.ops import ArgMax, Const, Conv, Dequantize, Input, MatMul, Pad, PadMode, Quantize, Softmax
+from qcompiler.ir.ops import ArgMax, Cast, Const, Conv, Dequantize, Input, MatMul, Pad, PadMode, Quantize, Softmax
 from qcompiler.ir.pointwise import Add, Div, Max, Min, Mul, PRelu, Reciprocal, Sub, Unary
+from qcompiler.ir.sequence import Attention, Normalize, Rotate
+from qcompiler.ir.types import DType
 
 from .storage_points import is_accumulating, is_movement
 from .symmetric_weights import symmetric_weights
@@ -50,7 +52,20 @@ def problem(v: Value) -> str | None:
             return _float_only(v, what)
         case Pad(mode=PadMode()):
             return None
+        case Normalize() | Attention() | Rotate():
+            return _sequence_problem(v, what)
+        case Cast(dtype) if not v.inputs[0].type.dtype.is_float and dtype in (DType.f32, DType.bool):
+            return None
     return None if is_movement(v) or is_accumulating(v) else f"{what} ({v.type}) has no integer form"
+
+
+def _sequence_problem(v: Value, what: str) -> str | None:
+    """Parameters of normalization and rotation, and the bias of attention, are constants."""
+    parameters = v.inputs[3 : 3 + v.op.bias] if isinstance(v.op, Attention) else v.inputs[1:]
+    computed = next((p for p in parameters if not isinstance(p.op, Const)), None)
+    if computed is not None:
+        return f"{what} has a parameter '{computed.name}' that is computed at run time; expected a constant"
+    return _float_only(v, what)
 
 
 def _float_only(v: Value, what: str) -> str | None:

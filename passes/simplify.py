@@ -20,6 +20,9 @@ from .fold_constants import fold_constants
 from .map_unary import map_unary
 from .merge_pads import merge_pads
 from .name_values import name_values
+from .recognize_attention import recognize_attention
+from .recognize_normalize import recognize_normalize
+from .recognize_rotate import recognize_rotate
 from .remove_identities import remove_identities
 from .sink_reshapes import sink_reshapes
 from .sink_transposes import sink_transposes
@@ -32,7 +35,8 @@ Pass = Callable[[Graph, Declined | None], Graph]
 TIDY: tuple[Pass, ...] = (fold_constants, remove_identities, canonicalize, deduplicate, sink_reshapes)
 FOLD: tuple[Pass, ...] = (*TIDY, merge_pads, fold_affine)
 
-LAYOUT: tuple[Pass, ...] = (*TIDY, subpixel, sink_transposes)
+RECOGNIZE: tuple[Pass, ...] = (recognize_normalize, recognize_rotate, recognize_attention)
+LAYOUT: tuple[Pass, ...] = (*TIDY, *RECOGNIZE, subpixel, sink_transposes)
 STAGES: tuple[tuple[Pass, ...], ...] = (
     (*FOLD, dense_to_conv),
     (*FOLD, dense_to_conv, affine_to_depthwise),

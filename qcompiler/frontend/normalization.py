@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from qcompiler.frontend.convolution import as_2d, from_2d, spatial_rank
@@ -9,7 +11,9 @@ from qcompiler.frontend.fold import known_array
 from qcompiler.frontend.node import Importers, Node, Unsupported
 from qcompiler.ir import pointwise as pw
 from qcompiler.ir.graph import Value
-from qcompiler.ir.ops import Conv, Reduce, Reduction, constant
+from qcompiler.ir.ops import Conv, Expand, Reduce, Reduction, Reshape, constant
+from qcompiler.ir.sequence import Normalize
+from qcompiler.ir.types import DType
 
 IMPORTERS = Importers()
 
@@ -48,6 +52,64 @@ def instance_normalization(node: Node, x: Value, gain: Value, bias: Value) -> Va
     deviation = node.emit(pw.Sqrt(), node.emit(pw.Add(), variance, node.constant(node.number("epsilon"), x)))
     scaled = node.emit(pw.Mul(), node.emit(pw.Div(), centred, deviation), gain)
     return node.channels_first(node.emit(pw.Add(), scaled, bias))
+
+
+@IMPORTERS.register("LayerNormalization")
+def layer_normalization(node: Node, x: Value, gamma: Value, beta: Value | None = None) -> Value:
+    """(x - mean) / sqrt(variance + epsilon) * gamma + beta over all axes from `axis` on."""
+    return normalize_from(node, x, gamma, beta, node.axis(x.type.rank), centered=True)
+
+
+@IMPORTERS.register("RMSNormalization")
+def rms_normalization(node: Node, x: Value, gamma: Value) -> Value:
+    """x / sqrt(mean(x^2) + epsilon) * gamma over all axes from `axis` on."""
+    return normalize_from(node, x, gamma, None, node.axis(x.type.rank), centered=False)
+
+
+def normalize_from(node: Node, x: Value, gamma: Value, beta: Value | None, axis: int, centered: bool) -> Value:
+    """LayerNorm or RMSNorm over all axes of `x` from `axis` on; gamma and beta broadcast to those axes."""
+    inner, dtype = x.shape[axis:], x.type.dtype
+    flat = (*x.shape[:axis], prod(inner))
+    parameters = [_flat_parameter(node, p, inner) for p in (gamma, node.constant(0, gamma) if beta is None else beta)]
+    working = DType.f32 if dtype is DType.f16 else dtype
+    rows = node.cast(x if x.shape == flat else node.emit(Reshape(flat), x), working)
+    y = node.emit(Normalize(node.number("epsilon"), centered), rows, *(node.cast(p, working) for p in parameters))
+    y = node.cast(y, dtype)
+    return y if y.shape == x.shape else node.emit(Reshape(x.shape), y)
+
+
+def _flat_parameter(node: Node, p: Value, inner: tuple[int, ...]) -> Value:
+    if len(p.shape) > len(inner):
+        if any(d != 1 for d in p.shape[: -len(inner)]):
+            raise Unsupported(f"has a parameter '{p.name}' {p.type} that differs between rows; expected one along the normalized axes {inner}")
+        p = node.emit(Reshape(p.shape[-len(inner) :]), p)
+    full = p if p.shape == inner else node.emit(Expand(inner), p)
+    return full if len(full.shape) == 1 else node.emit(Reshape((prod(inner),)), full)
+
+
+@IMPORTERS.register("GroupNormalization")
+def group_normalization(node: Node, x: Value, gain: Value, bias: Value) -> Value:
+    """Each group of channels normalized over its channels and positions; gain and bias per channel, before opset 21 per group."""
+    groups, channels = node.integer("num_groups"), x.shape[1]
+    if groups < 1 or channels % groups:
+        raise ValueError(f"{channels} channels do not divide into {groups} groups")
+    rows = node.emit(Reshape((x.shape[0], groups, x.type.size // x.shape[0] // groups)), x)
+    centred = node.emit(pw.Sub(), rows, node.emit(Reduce(Reduction.mean, (2,)), rows))
+    variance = node.emit(Reduce(Reduction.mean, (2,)), node.emit(pw.Mul(), centred, centred))
+    deviation = node.emit(pw.Sqrt(), node.emit(pw.Add(), variance, node.constant(node.number("epsilon"), x)))
+    whitened = node.emit(Reshape(x.shape), node.emit(pw.Div(), centred, deviation))
+    gain, bias = (_per_channel(node, p, groups, channels) for p in (gain, bias))
+    last = node.emit(pw.Mul(), node.channels_last(whitened), gain)
+    return node.channels_first(node.emit(pw.Add(), last, bias))
+
+
+def _per_channel(node: Node, p: Value, groups: int, channels: int) -> Value:
+    """[C], of [C] or of one element per group."""
+    if p.shape == (channels,):
+        return p
+    if p.shape != (groups,):
+        raise ValueError(f"parameter '{p.name}' {p.type} has neither one element per channel nor one per group")
+    return node.emit(Reshape((channels,)), node.emit(Expand((groups, channels // groups)), node.emit(Reshape((groups, 1)), p)))
 
 
 @IMPORTERS.register("LRN")

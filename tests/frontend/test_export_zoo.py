@@ -17,7 +17,7 @@ from qcompiler.passes.simplify import simplify
 
 ZOO = Path(__file__).parents[3] / "shared" / "zoo"
 CONVOLUTIONAL = ["cifar10_resnet20", "cifar10_resnet8_mlperftiny", "cifar10_resnet18", "kws_dscnn", "imagenet_mobilenetv2", "imagenet_squeezenet11"]
-TRANSFORMERS = ["stories260k_lm"]
+TRANSFORMERS = ["stories260k_lm", "minilm_l6_sts", "cifar10_vit", "dinov2s14_cifar10_112_w16"]
 RNG = np.random.default_rng(0)
 
 pytestmark = pytest.mark.skipif(not ZOO.exists(), reason=f"no models at {ZOO}")

@@ -14,6 +14,7 @@ from onnx import ModelProto, ValueInfoProto, helper
 from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.ops import Input
 
+from . import sequence as _sequence  # noqa: F401 - registers its operators with `emit`
 from .operators import emit
 from .writer import Perm, Writer, identity, layout_free, onnx_dtype
 
