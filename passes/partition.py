@@ -22,8 +22,11 @@ from functools import cached_property
 from qcompiler.errors import UnsupportedModel
 from qcompiler.ir.graph import Declined, Graph, Value
 from qcompiler.ir.integer import Clamp, IntConv, IntSum, Lookup, Requantize
-from qcompiler.ir.ops import Const, Dequantize, Input, Quantize
+from qcompiler.ir.ops import Concat, Const, Dequantize, Expand, Gather, Input, Quantize, Reshape, Slice, Tile, Transpose
 from qcompiler.ir.types import DType
+
+INDEX_MOVEMENT = (Concat, Expand, Gather, Reshape, Slice, Tile, Transpose)
+"""What makes int32 values that are no accumulators but indices, moved about."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +97,11 @@ def _computed(graph: Graph) -> tuple[Value, ...]:
 
 def _is_accumulator(v: Value, graph: Graph) -> bool:
     readers = (*graph.uses[v], *(o for o in graph.outputs if o is v))
-    if v.type.dtype is DType.i32 and not all(isinstance(u.op, Requantize) and u is not v for u in readers):
+    if v.type.dtype is not DType.i32 or isinstance(v.op, INDEX_MOVEMENT):
+        return False
+    if not all(isinstance(u.op, Requantize) and u is not v for u in readers):
         raise UnsupportedModel([f"{v!r} is an accumulator, but its reader is not a Requantize; integer programs store int8"])
-    return v.type.dtype is DType.i32
+    return True
 
 
 def _step_ending_in(result: Value, graph: Graph, declined: Declined) -> Step:

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from qcompiler.errors import ProofError
 from qcompiler.ir import integer
 from qcompiler.ir.graph import Graph, Value
-from qcompiler.ir.ops import Concat, Const, Pad, const_data
+from qcompiler.ir.ops import Concat, Const, Input, Pad, const_data
 from qcompiler.numerics.requantize import rounding_half
+
+from .partition import INDEX_MOVEMENT
 
 LIMIT = 1 << 31
 Interval = tuple[int, int]
@@ -46,7 +48,7 @@ def prove_ranges(graph: Graph) -> dict[Value, Bound]:
     intervals: dict[Value, Interval] = {}
     bounds: dict[Value, Bound] = {}
     for v in graph.order:
-        if v.type.dtype.name == "i32" and not isinstance(v.op, Const):
+        if v.type.dtype.name == "i32" and not isinstance(v.op, (Const, Input, *INDEX_MOVEMENT)):
             bounds[v] = _accumulator(v, intervals, graph)
             intervals[v] = (bounds[v].lo, bounds[v].hi)
         elif v.type.dtype.name == "i8":

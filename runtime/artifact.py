@@ -3,7 +3,8 @@
     {"format": 1, "tool": "qcompiler 0.1.0", "prefix": "model",
      "target": {"name": "arm64-dotprod", "triple": "aarch64-unknown-linux-gnu", "arch": "aarch64", "os": "linux", "features": ["neon", "dotprod"]},
      "arena_size": bytes, "weights_size": bytes, "code_size": bytes,
-     "inputs": [{"name", "shape", "dtype": "float32", "storage": "int8", "scale": 0.1 or null, "zero_point": 3}], "outputs": the same,
+     "inputs": [{"name", "shape", "dtype": "float32", "storage": "int8", "scale": 0.1 or null, "zero_point": 3,
+                 "low": null or the least integer that may be given, "high": the greatest}], "outputs": the same,
      "entries": {"model_run": offset in model.img, "model_run_f32": offset},
      "files": {"model.o": {"size": bytes, "sha256": hex}, ...},
      "report": what the compiler says of the layers, "certificate": what was proven of the code}
@@ -29,12 +30,16 @@ from .errors import ArtifactError
 FORMAT = 1
 MANIFEST = "manifest.json"
 IMAGE = "model.img"
+OUT_OF_RANGE = 2
+"""Status of an entry, plus 256 times the index of the input, where an element is outside of [low, high]."""
 LIBRARIES = {"linux": "model.so", "android": "model.so", "macos": "model.dylib", "windows": "model.dll"}
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output: `run` takes it as `dtype`, `run_integer` as `storage`; real = scale * (integer - zero_point)."""
+    """An input or output: `run` takes it as `dtype`, `run_integer` as `storage`; real = scale * (integer - zero_point).
+
+    Inputs with `low` and `high` (indices, masks) are refused by the program where an element is outside of them."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,6 +47,19 @@ class Tensor:
     storage: str = "int8"
     scale: float | None = None
     zero_point: int = 0
+    low: int | None = None
+    high: int | None = None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the program refuses some of the numbers that the type could hold."""
+        return self.low is not None
+
+    @property
+    def interval(self) -> tuple[int, int]:
+        """The least and the greatest integer that may be given."""
+        bounds = np.iinfo(self.storage)
+        return (bounds.min if self.low is None else self.low), (bounds.max if self.high is None else self.high)
 
     @property
     def size(self) -> int:
@@ -140,6 +158,8 @@ def _manifest(data: dict[str, Any]) -> Manifest:
 
 def _tensor(data: dict[str, Any]) -> Tensor:
     tensor = Tensor(**{**data, "shape": tuple(int(d) for d in data["shape"])})
+    if (tensor.low is None) != (tensor.high is None) or not all(isinstance(b, int | None) for b in (tensor.low, tensor.high)):
+        raise ValueError(f"expected two integers or none, found low {tensor.low} and high {tensor.high}")
     if min(tensor.shape, default=1) < 1:
         raise ValueError(f"expected positive dimensions, found {tensor.shape}")
     np.dtype(tensor.dtype), np.dtype(tensor.storage)  # TypeError where there is none

@@ -25,3 +25,11 @@ class InputError(RuntimeFailure):
     """The arrays handed to a program do not fit its inputs."""
 
     exit_code = 2
+
+
+class OutOfRange(InputError):
+    """The program refused `inputs[index]`: an element is outside of its interval."""
+
+    def __init__(self, entry: str, index: int) -> None:
+        super().__init__(f"{entry} refused inputs[{index}]: an element is out of range")
+        self.index = index

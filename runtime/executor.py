@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .artifact import IMAGE, LIBRARIES, Manifest, digest, file_digest
+from .artifact import IMAGE, LIBRARIES, OUT_OF_RANGE, Manifest, digest, file_digest
 from .cpu import mismatch
-from .errors import ArtifactError, MachineError
+from .errors import ArtifactError, MachineError, OutOfRange
 from .memory import Code, map_bytes, map_file
 
 Array = NDArray[Any]
@@ -76,7 +76,9 @@ class NativeExecutor:
 
 
 def check_status(entry: str, status: int) -> None:
-    """Programs return 0."""
+    """Programs return 0, or say which input is out of range."""
+    if status & 0xFF == OUT_OF_RANGE:
+        raise OutOfRange(entry, status >> 8)
     if status != 0:
         raise MachineError(f"expected {entry} to return 0, found {status}")
 

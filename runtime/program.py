@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .arena import ArenaPool
 from .artifact import Interface, Tensor
-from .errors import InputError
+from .errors import InputError, OutOfRange
 from .executor import Call, Executor, NativeExecutor
 from .workers import WorkerPool
 
@@ -80,7 +80,11 @@ class Program:
         results = [np.empty((count, *t.shape), _dtype(t, integer)) for t in self.outputs]
         with self._arenas.lend() as arena, self._entry(integer) as call:
             for i in range(count):
-                call([r[i] for r in rows], [_row(r, i) for r in results], arena)
+                given = [_row(r, i) for r in rows]
+                try:
+                    call(given, [_row(r, i) for r in results], arena)
+                except OutOfRange as refused:
+                    raise _out_of_range(self.inputs[refused.index], given[refused.index], i) from None
         return {t.name: _merged(r, t.shape) for t, r in zip(self.outputs, results)}
 
     @contextmanager
@@ -121,14 +125,32 @@ def _checked(inputs: tuple[Tensor, ...], feeds: Mapping[str, ArrayLike], integer
     return [_converted(t, np.asarray(feeds[t.name]), integer) for t in inputs]
 
 
+def _out_of_range(tensor: Tensor, array: Array, sample: int) -> InputError:
+    """What is wrong with an input that the program refused, in sample number `sample`."""
+    low, high = tensor.interval
+    place = tuple(int(n) for n in np.argwhere((array < low) | (array > high))[0])
+    where = f" of sample {sample}" if sample else ""
+    return InputError(f"input '{tensor.name}': expected integers in [{low}, {high}], found {array[place]} at {list(place)}{where}")
+
+
 def _converted(tensor: Tensor, array: Array, integer: bool) -> Array:
     dtype = _dtype(tensor, integer)
     same_kind = array.dtype.kind == "f" and dtype.kind == "f"
-    if array.dtype != dtype and not same_kind:
+    if tensor.scale is None and array.dtype.kind in "iub" and dtype.kind in "iu":
+        _check_fits(tensor, array, dtype)
+    elif array.dtype != dtype and not same_kind:
         quantized = integer and tensor.scale is not None
         hint = "quantize it with the input's scale and zero point" if quantized else f"convert it with .astype('{dtype}')"
         raise InputError(f"input '{tensor.name}': expected {dtype}, found {array.dtype}; {hint}")
     return np.ascontiguousarray(array, dtype).reshape(array.shape)
+
+
+def _check_fits(tensor: Tensor, array: Array, dtype: np.dtype[Any]) -> None:
+    """Integers of another width are converted, unless one of them would change."""
+    if array.size and not np.can_cast(array.dtype, dtype):
+        least, greatest, bounds = int(array.min()), int(array.max()), np.iinfo(dtype)
+        if least < bounds.min or greatest > bounds.max:
+            raise InputError(f"input '{tensor.name}': expected {dtype}, found {array.dtype} in [{least}, {greatest}], which does not fit")
 
 
 def _batch(inputs: tuple[Tensor, ...], arrays: list[Array]) -> int:
@@ -145,5 +167,15 @@ def _repeats(tensor: Tensor, array: Array) -> int:
     fits = array.ndim == len(shape) and array.shape[1:] == shape[1:]
     if not fits or (shape and (array.shape[0] % shape[0] or not array.shape[0])):
         batch = f" (or a multiple of {shape[0]} in front)" if shape else ""
-        raise InputError(f"input '{tensor.name}': expected shape {shape}{batch}, found {array.shape}")
+        raise InputError(f"input '{tensor.name}': expected shape {shape}{batch}, found {array.shape}{_remedy(tensor, array)}")
     return array.size // prod(shape)
+
+
+def _remedy(tensor: Tensor, array: Array) -> str:
+    """What to do about a sequence of another length."""
+    fits = array.ndim == len(tensor.shape) > 1 and tensor.scale is None and array.size
+    if not fits or array.shape[1:] == tensor.shape[1:]:
+        return ""
+    lengths, wanted = (", ".join(map(str, s[1:])) for s in (tensor.shape, array.shape))
+    given = ",".join(map(str, (tensor.shape[0], *array.shape[1:])))
+    return f": the length {lengths} was compiled, not {wanted}; pad the sequence and mask it, or compile with --shape {tensor.name}={given}"

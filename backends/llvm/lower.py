@@ -5,13 +5,14 @@
     <prefix>_run_f32(inputs, outputs, arena)     the same between quantize and dequantize
     <prefix>_run_parallel, _run_f32_parallel     the same, divided among the caller's threads (`parallel`, `pool`)
 
+Where inputs are integers with an interval, every entry begins with a check of them (`check`) and may return its status.
 Kernels are internal functions, shared by launches of equal configuration. Nothing outside is called.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -21,6 +22,7 @@ from llvmlite import ir
 
 from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.ops import Quantize
+from qcompiler.passes.index_ranges import input_interval
 from qcompiler.passes.layouts import Buffer, Space
 from qcompiler.passes.partition import Step, partition
 from qcompiler.passes.plan_memory import Plan, plan_memory
@@ -28,6 +30,7 @@ from qcompiler.runtime.artifact import Interface, Tensor
 
 from . import weights
 from .boundary import Staged, converted, emit_dequantize, emit_quantize, stage, staged_tables
+from .check import emit_check, emit_guard
 from .codegen import emit_assembly, emit_object, optimized
 from .cost import conversion, nanoseconds
 from .dsl import I32, PTR, Kernel, Ptr
@@ -85,6 +88,12 @@ def _tensor(v: Value, name: str) -> Tensor:
     return Tensor(name, v.shape, "float32", storage, v.type.quant.scale[0], v.type.quant.zero_point[0])
 
 
+def _inputs(plan: Plan, graph: Graph) -> tuple[Tensor, ...]:
+    """The inputs, with the intervals that the program holds them to."""
+    bounds = [input_interval(graph, v) or (None, None) for v in plan.inputs]
+    return tuple(replace(t, low=b[0], high=b[1]) for t, b in zip(_tensors(plan.inputs, _input_names(plan.inputs)), bounds))
+
+
 @dataclass(frozen=True)
 class Emitted:
     """A kernel's function, and how many rounds its longest split loop has."""
@@ -103,6 +112,7 @@ class Linker:
         self.symbol = weights.declare(self.module, f"{prefix}_constants")
         self.kernels = dict[tuple[Any, Any, bool], Emitted]()
         self._times: tuple[float, ...] = ()
+        self._check: Any | None = None
 
     def link(self, graph: Graph, steps: Sequence[Step]) -> ObjectCode:
         """Plan memory and launches, and compile."""
@@ -110,7 +120,7 @@ class Linker:
         planned = [(launch, nanoseconds(action, self.target)) for action in plan.actions for launch in plan_action(action, self.target)]
         launches = tuple(launch for launch, _ in planned)
         self._times = tuple(time for _, time in planned)
-        return self.build(plan, _tensors(plan.inputs, _input_names(plan.inputs)), self._outputs(plan, graph, launches), launches)
+        return self.build(plan, _inputs(plan, graph), self._outputs(plan, graph, launches), launches)
 
     def _outputs(self, plan: Plan, graph: Graph, launches: Sequence[Launch]) -> tuple[Tensor, ...]:
         return _tensors(plan.outputs, graph.output_names)
@@ -122,6 +132,7 @@ class Linker:
         staged_inputs, end = stage(inputs, plan.arena_size)
         staged_outputs, arena_size = stage(outputs, end)
         conversions = self._conversions(staged_inputs, staged_outputs)
+        self._check = emit_check(self.module, self.target, self.prefix, inputs)
         run = self._integer_entry(launches, [e.function for e in kernels], len(inputs), len(outputs))
         self._float_entry(run, conversions, staged_inputs, staged_outputs)
         works = [self._work(launch, e, n, len(inputs), len(outputs)) for launch, e, n in zip(launches, kernels, divisions)]
@@ -137,6 +148,7 @@ class Linker:
 
     def _integer_entry(self, launches: Sequence[Launch], functions: Sequence[Any], inputs: int, outputs: int) -> Any:
         k = Kernel(self.module, self.target, f"{self.prefix}_run", CONTEXT, I32, internal=False)
+        emit_guard(k, self._check, k.parameters[0])
         bases = _bases(k, k.parameters, inputs, outputs)
         for launch, function in zip(launches, functions):
             self._call(k, launch, function, bases)
@@ -170,8 +182,10 @@ class Linker:
 
     def _parallel_entry(self, works: Sequence[Work]) -> Any:
         k = Kernel(self.module, self.target, f"{self.prefix}_run_parallel", PARALLEL, I32, internal=False)
-        *context, caller, pool = k.parameters
-        emit_stages(k, self.prefix, works, context_of(k, *context), (caller, pool))
+        *given, caller, pool = k.parameters
+        context = context_of(k, *given)
+        emit_guard(k, self._check, given[0])
+        emit_stages(k, self.prefix, works, context, (caller, pool))
         return k.ret(0)
 
     def _argument(self, k: Kernel, a: Argument, bases: dict[Buffer, Ptr]) -> Any:
@@ -196,6 +210,7 @@ class Linker:
         k = Kernel(self.module, self.target, f"{self.prefix}_run_f32", CONTEXT, I32, internal=False)
         given, taken, arena = k.parameters
         tables = staged_tables(k, given, taken, arena, inputs, outputs)
+        emit_guard(k, self._check, given)
         conversions[0].emit(k, k.parameters, ALL)
         k.b.call(run, [*(t.ir for t in tables), arena.ir])
         conversions[1].emit(k, k.parameters, ALL)
@@ -206,6 +221,7 @@ class Linker:
         given, taken, arena, caller, pool = k.parameters
         tables = staged_tables(k, given, taken, arena, inputs, outputs)
         context = context_of(k, given, taken, arena)
+        emit_guard(k, self._check, given)
         emit_stages(k, f"{self.prefix}_quantize", conversions[:1], context, (caller, pool))
         k.b.call(run, [*(t.ir for t in tables), arena.ir, caller.ir, pool.ir])
         emit_stages(k, f"{self.prefix}_dequantize", conversions[1:], context, (caller, pool))

@@ -41,7 +41,7 @@ BYTES = Kind("int8", lambda t: t.dtype is DType.i8)
 WORDS = Kind("int32", lambda t: t.dtype is DType.i32)
 HALVES = Kind("int16", lambda t: t.dtype is DType.i16)
 OCTETS = Kind("uint8", lambda t: t.dtype is DType.u8)
-SOURCE = Kind("a float or int8 quantized per tensor", lambda t: FLOAT.holds(t) or ACTIVATION.holds(t))
+SOURCE = Kind("a float, int8 quantized per tensor, or an integer that is not", lambda t: t.quant is None or ACTIVATION.holds(t))
 
 
 @dataclass(frozen=True)

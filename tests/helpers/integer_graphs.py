@@ -42,7 +42,7 @@ from qcompiler.ir.ops import (
     Transpose,
     constant,
 )
-from qcompiler.ir.types import Quantization, quantized
+from qcompiler.ir.types import DType, Quantization, TensorType, quantized
 from qcompiler.numerics.requantize import multiplier
 from qcompiler.numerics.softmax import exp_table
 
@@ -58,6 +58,7 @@ class Builder:
     outputs: list[Value] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+    vocabulary: dict[str, int] = field(default_factory=dict)
         self.rng = np.random.default_rng(self.seed)
         self.names = (f"v{n}" for n in itertools.count())
 
@@ -77,6 +78,20 @@ class Builder:
 
     def int8_const(self, *shape: int) -> Value:
         return self.const(self.rng.integers(-128, 128, shape).astype(np.int8), type=quantized(shape, self.quant()))
+    def ids(self, *shape: int, rows: int, dtype: DType = DType.i64) -> Value:
+        """An input of indices into tables of `rows` rows or more."""
+        v = self.apply(Input(TensorType(shape, dtype)))
+        self.inputs.append(v)
+        self.vocabulary[v.name] = rows
+        return v
+
+    def embedding(self, ids: Value, *table: int, axis: int = 0, bits: int = 8, zero_point: int | None = None) -> Value:
+        """Slices of a random constant `table`, i8 or i16, by `ids`."""
+        high = 1 << (bits - 1)
+        data = self.rng.integers(-high, high, table).astype(np.int8 if bits == 8 else np.int16)
+        quant = self.quant(zero_point) if bits == 8 else Quantization.per_tensor(SCALE, 0, bits)
+        return self.apply(Gather(axis), self.const(data, type=quantized(table, quant)), ids)
+
 
     def requantize(
         self, acc: Value, typical: float, zero_point: int | None = None, lo: int = -128, hi: int = 127, channels: int | None = None, shape=()
@@ -201,4 +216,12 @@ class Builder:
         return Graph(tuple(self.inputs), outputs, tuple(f"out{n}" for n in range(len(outputs))))
 
     def feeds(self) -> dict[str, np.ndarray]:
-        return {v.name: self.rng.integers(-128, 128, v.shape).astype(np.int8) for v in self.inputs}
+        return {v.name: self._feed(v) for v in self.inputs}
+
+    def _feed(self, v: Value) -> np.ndarray:
+        """Random numbers; of the indices, both ends."""
+        rows = self.vocabulary.get(v.name, 1 << 15 if v.type.dtype is DType.i16 else 128)
+        data = np.asarray(self.rng.integers(-rows, rows, v.shape)).astype(v.type.dtype.numpy)
+        if v.name in self.vocabulary and v.type.size > 1:
+            data.flat[0], data.flat[-1] = -rows, rows - 1
+        return data

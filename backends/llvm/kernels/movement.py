@@ -118,10 +118,10 @@ def _moves_rows(c: CopyConfig) -> bool:
 def _copy_rows(k: Kernel, c: CopyConfig) -> None:
     n = c.shape[-1] if c.shape else 1
     with walk(k, c.shape[:-1], (c.source[:-1], c.target[:-1]), k.parameters) as ((source, target), _):
-        _copy_row(k, source, target, n * c.size, c.flip, c.exact)
+        copy_row(k, source, target, n * c.size, c.flip, c.exact)
 
 
-def _copy_row(k: Kernel, source: Ptr, target: Ptr, n: int, flip: bool, exact: bool) -> None:
+def copy_row(k: Kernel, source: Ptr, target: Ptr, n: int, flip: bool, exact: bool) -> None:
     """`n` consecutive bytes."""
 
     def body(at: Index | int, nbytes: int) -> None:
@@ -308,7 +308,7 @@ def emit_take(k: Kernel, c: TakeConfig) -> None:
         for axis, i in enumerate(index):
             start = c.tables[axis]
             at += i * c.source[axis] if start is None else load_index(k, table + start * 8 + i * 8)
-        _copy_row(k, at, out, c.shape[-1] if row else 1, c.flip, c.exact)
+        copy_row(k, at, out, c.shape[-1] if row else 1, c.flip, c.exact)
 
 
 def load_index(k: Kernel, p: Ptr) -> Index:

@@ -26,6 +26,7 @@ from qcompiler.passes.plan_memory import Action, Copy, Fill, Run
 
 from .elementwise import plan_lookup, plan_mul, plan_pointwise, plan_sum
 from .matmul import plan_matmul
+from .gather import plan_gather
 from .movement import plan_copy, plan_fill, plan_take
 from .pool import plan_max_pool, plan_sum_pool
 from .reduce import plan_argmax, plan_reduce, plan_reduce_sum
@@ -49,7 +50,7 @@ PLANNERS: dict[type[Op], Planner] = {
     ArgMax: plan_argmax,
     IntResize: plan_resize,
     IntSoftmax: plan_softmax,
-    Gather: plan_take,
+    Gather: plan_gather,
     Pad: plan_take,
     Resize: plan_take,
 }

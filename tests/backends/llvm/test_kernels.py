@@ -18,8 +18,8 @@ from qcompiler.backends.llvm.lower import compile_object
 from qcompiler.backends.llvm.target import TARGETS
 from qcompiler.ir.graph import Value
 from qcompiler.ir.integer import IntSoftmax, IntSum
-from qcompiler.ir.ops import PadMode, Reduction
-from qcompiler.ir.types import Quantization, quantized
+from qcompiler.ir.ops import Gather, PadMode, Reduction
+from qcompiler.ir.types import DType, Quantization, quantized
 from qcompiler.numerics.softmax import log_tables
 
 Outputs = list[Value]
@@ -121,6 +121,40 @@ def gathers(b):
         b.gather(x, 1, np.array([[1, 2, 0], [4, -5, 3]])),
         b.gather(b.input(3, 70), 0, [2, 0]),
     ]
+
+
+@case
+def embeddings(b):
+    ids, short = b.ids(2, 9, rows=50), b.ids(5, rows=7, dtype=DType.i32)
+    wide = b.embedding(ids, 50, 96)
+    return [
+        wide,
+        b.clamp(wide, -30, 60),
+        b.clamp(b.embedding(short, 7, 3), -100, 100),
+        b.embedding(short, 7, 2, 33),
+        b.embedding(short, 5, 7, 40, axis=1),
+        b.clamp(b.embedding(b.reshape(ids, 18), 4, 50, axis=1)),
+        b.clamp(b.embedding(b.slice(ids, (0, 2, 1), (1, 9, 2)), 50, 24)),
+        b.embedding(b.slice(b.transpose(ids, 1, 0), (8, 1, -3), (0, 2, 1)), 60, 70),
+    ]
+
+
+@case
+def wide_embeddings(b):
+    ids = b.ids(3, 6, rows=20, dtype=DType.i32)
+    return [b.embedding(ids, 20, 48, bits=16), b.embedding(b.reshape(ids, 18), 20, 5, bits=16), b.embedding(b.ids(rows=9), 9, 7, bits=16)]
+
+
+@case
+def gathers_from_activations(b):
+    x, y = stored(b, 6, 40), b.input(6, 5)
+    return [b.apply(Gather(0), x, b.ids(4, rows=6)), b.clamp(b.apply(Gather(0), y, b.ids(rows=6))), b.apply(Gather(1), x, b.argmax(y, 1))]
+
+
+@case
+def embeddings_side_by_side(b):
+    ids = b.ids(1, 11, rows=13)
+    return [b.clamp(b.concat(2, b.embedding(ids, 13, 20, zero_point=3), b.embedding(ids, 13, 7, zero_point=3)), -90, 90)]
 
 
 @case
