@@ -263,13 +263,16 @@ def _accumulate(k: Kernel, config: ConvConfig, s: Segment, offsets: Sequence[int
     def groups(state: list[Val | Ptr], x: Ptr) -> None:
         weights = state[0]
         assert isinstance(weights, Ptr)
-        xs = [dot.consecutive(k, x + offset, s.unroll) for offset in offsets]
+        # broadcasts are written next to their use: given all at once, LLVM keeps them in registers and spills accumulators
+        xs = [dot.consecutive(k, x + offset, s.unroll) for offset in offsets] if dot.wide > 1 else []
         for u in range(s.unroll):
             w = k.load(weights + u * registers, 8, s.count)
-            for n, operands in enumerate(xs, 1 + u % s.chains * len(offsets)):
-                acc = state[n]
+            for n, offset in enumerate(offsets):
+                at = 1 + u % s.chains * len(offsets) + n
+                acc = state[at]
                 assert isinstance(acc, Val)
-                state[n] = dot.all(k, acc, operands[u], w)
+                operand = xs[n][u] if xs else dot.broadcast(k, x + (offset + GROUP * u))
+                state[at] = dot.all(k, acc, operand, w)
         state[0] = weights + s.unroll * registers
 
     def walk(runs: Sequence[tuple[int, int]], state: list[Val | Ptr], x: Ptr) -> list[Val | Ptr]:
