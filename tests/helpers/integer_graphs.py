@@ -56,9 +56,9 @@ class Builder:
     seed: int = 0
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
+    vocabulary: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-    vocabulary: dict[str, int] = field(default_factory=dict)
         self.rng = np.random.default_rng(self.seed)
         self.names = (f"v{n}" for n in itertools.count())
 
@@ -76,8 +76,6 @@ class Builder:
         self.inputs.append(v)
         return v
 
-    def int8_const(self, *shape: int) -> Value:
-        return self.const(self.rng.integers(-128, 128, shape).astype(np.int8), type=quantized(shape, self.quant()))
     def ids(self, *shape: int, rows: int, dtype: DType = DType.i64) -> Value:
         """An input of indices into tables of `rows` rows or more."""
         v = self.apply(Input(TensorType(shape, dtype)))
@@ -92,6 +90,8 @@ class Builder:
         quant = self.quant(zero_point) if bits == 8 else Quantization.per_tensor(SCALE, 0, bits)
         return self.apply(Gather(axis), self.const(data, type=quantized(table, quant)), ids)
 
+    def int8_const(self, *shape: int) -> Value:
+        return self.const(self.rng.integers(-128, 128, shape).astype(np.int8), type=quantized(shape, self.quant()))
 
     def requantize(
         self, acc: Value, typical: float, zero_point: int | None = None, lo: int = -128, hi: int = 127, channels: int | None = None, shape=()

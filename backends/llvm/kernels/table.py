@@ -25,8 +25,8 @@ from qcompiler.ir.ops import ArgMax, Gather, MaxPool, Op, Pad, Reduce, Resize
 from qcompiler.passes.plan_memory import Action, Copy, Fill, Run
 
 from .elementwise import plan_lookup, plan_mul, plan_pointwise, plan_sum
-from .matmul import plan_matmul
 from .gather import plan_gather
+from .matmul import plan_matmul
 from .movement import plan_copy, plan_fill, plan_take
 from .pool import plan_max_pool, plan_sum_pool
 from .reduce import plan_argmax, plan_reduce, plan_reduce_sum
