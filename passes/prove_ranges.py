@@ -164,6 +164,13 @@ def _resize(v: Value, operands: list[Interval]) -> Reach:
     return lo << 14, hi << 14, (2 * 255) << 14
 
 
+def _rotate(v: Value, operands: list[Interval]) -> Reach:
+    lo, hi = operands[0]
+    cos, sin = (np.asarray(const_data(i), np.int64) for i in v.inputs[1:])
+    low, high = (pick(cos * lo, cos * hi) + pick(sin * lo, sin * hi) for pick in (np.minimum, np.maximum))
+    return low, high, np.atleast_1d(255 * (np.abs(cos) + np.abs(sin)).max())
+
+
 _RULES: dict[type, Callable[[Value, list[Interval]], Reach]] = {
     integer.IntConv: _conv,
     integer.IntSum: _sum,
@@ -172,4 +179,5 @@ _RULES: dict[type, Callable[[Value, list[Interval]], Reach]] = {
     integer.IntSumPool: _window_sum,
     integer.IntReduceSum: _window_sum,
     integer.IntResize: _resize,
+    integer.IntRotate: _rotate,
 }

@@ -62,7 +62,15 @@ def attention(b: Builder) -> Graph:
     return b.graph(p, b.gather(p, 1, [5, 3, 3, 0]), b.lookup(q, per_channel=True))
 
 
-NETWORKS = {f.__name__: f for f in (residual, pointwise, attention)}
+def sequence(b: Builder) -> Graph:
+    """Normalizations to and from 16 bits, rotary embedding, a cast."""
+    x = b.input(2, 19, 40)
+    wide = b.normalize(x, bits=16)
+    rows = b.normalize(wide, centered=False)
+    return b.graph(rows, b.rotate(b.reshape(rows, 2, 19, 5, 8), [4, 5, 6, 7, 0, 1, 2, 3]), b.cast(b.argmax(x, 2)))
+
+
+NETWORKS = {f.__name__: f for f in (residual, pointwise, attention, sequence)}
 
 
 @cache

@@ -10,13 +10,16 @@ import numpy as np
 from qcompiler.ir.graph import Graph, Value, apply
 from qcompiler.ir.integer import (
     Clamp,
+    IntCast,
     IntConv,
     IntMatMul,
     IntMax,
     IntMin,
     IntMul,
+    IntNormalize,
     IntReduceSum,
     IntResize,
+    IntRotate,
     IntSoftmax,
     IntSum,
     IntSumPool,
@@ -43,6 +46,7 @@ from qcompiler.ir.ops import (
     constant,
 )
 from qcompiler.ir.types import DType, Quantization, TensorType, quantized
+from qcompiler.numerics.normalize import affine, epsilon_term
 from qcompiler.numerics.requantize import multiplier
 from qcompiler.numerics.softmax import exp_table
 
@@ -180,6 +184,36 @@ class Builder:
     def softmax(self, x: Value, axis: int) -> Value:
         out = quantized(x.shape, Quantization.per_tensor(1 / 256, -128))
         return self.apply(IntSoftmax(axis, out), x, self.const(exp_table(SCALE)))
+
+    def normalize(self, x: Value, centered: bool = True, bits: int = 8, epsilon: float = 1e-5) -> Value:
+        """x of 8 or 16 bits, whatever its scale, to values with a standard deviation of about 40 (5000 in 16 bits)."""
+        d, wide = x.shape[-1], x.type.dtype is DType.i16
+        scale, zero = (1 / 40, int(self.rng.integers(-50, 50))) if bits == 8 else (1 / 5000, 0)
+        numbers = affine(self.rng.normal(1.0, 0.4, d), self.rng.normal(0.0, 0.4, d), scale, zero)
+        out = quantized(x.shape, Quantization.per_tensor(scale, zero, bits))
+        op = IntNormalize(out, centered, epsilon_term(epsilon, d, x.type.quant.scale[0], 16 if wide else 8), numbers.shift)
+        return self.apply(op, x, self.const(numbers.g.astype(np.int32)), self.const(numbers.b.astype(np.int32)))
+
+    def rotate(self, x: Value, partners: list[int] | np.ndarray, **kw) -> Value:
+        """Rotary embedding of x [B,N,H,D] by random angles."""
+        turn = self.rng.uniform(-4, 4, (x.shape[1], x.shape[3]))
+        cos, sin = (self.const(np.rint(f(turn) * (1 << 14)).astype(np.int16)) for f in (np.cos, np.sin))
+        return self.requantize(self.apply(IntRotate(tuple(map(int, partners))), x, cos, sin), 2.0**20, **kw)
+
+    def cast(self, x: Value) -> Value:
+        return self.apply(IntCast(quantized(x.shape, Quantization.per_tensor(1.0))), x)
+
+    def raw_input(self, dtype: DType, *shape: int) -> Value:
+        """An input of integers without quantization."""
+        v = self.apply(Input(TensorType(shape, dtype)))
+        self.inputs.append(v)
+        return v
+
+    def wide_input(self, *shape: int) -> Value:
+        """An input of 16 bits."""
+        v = self.apply(Input(quantized(shape, Quantization.per_tensor(SCALE / 64, 0, 16))))
+        self.inputs.append(v)
+        return v
 
     def argmax(self, x: Value, axis: int, keepdims: bool = True, last: bool = False) -> Value:
         return self.apply(ArgMax(axis, keepdims, last), x)

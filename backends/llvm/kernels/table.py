@@ -9,13 +9,16 @@ from qcompiler.backends.llvm.target import Target
 from qcompiler.errors import UnsupportedModel
 from qcompiler.ir.integer import (
     Clamp,
+    IntCast,
     IntConv,
     IntMatMul,
     IntMax,
     IntMin,
     IntMul,
+    IntNormalize,
     IntReduceSum,
     IntResize,
+    IntRotate,
     IntSoftmax,
     IntSum,
     IntSumPool,
@@ -24,13 +27,16 @@ from qcompiler.ir.integer import (
 from qcompiler.ir.ops import ArgMax, Gather, MaxPool, Op, Pad, Reduce, Resize
 from qcompiler.passes.plan_memory import Action, Copy, Fill, Run
 
+from .cast import plan_cast
 from .elementwise import plan_lookup, plan_mul, plan_pointwise, plan_sum
 from .gather import plan_gather
 from .matmul import plan_matmul
 from .movement import plan_copy, plan_fill, plan_take
+from .normalize import plan_normalize
 from .pool import plan_max_pool, plan_sum_pool
 from .reduce import plan_argmax, plan_reduce, plan_reduce_sum
 from .resize import plan_resize
+from .rotate import plan_rotate
 from .select import plan_convolution
 from .softmax import plan_softmax
 
@@ -50,6 +56,9 @@ PLANNERS: dict[type[Op], Planner] = {
     ArgMax: plan_argmax,
     IntResize: plan_resize,
     IntSoftmax: plan_softmax,
+    IntNormalize: plan_normalize,
+    IntRotate: plan_rotate,
+    IntCast: plan_cast,
     Gather: plan_gather,
     Pad: plan_take,
     Resize: plan_take,

@@ -12,6 +12,7 @@ from kernel_program import KernelProgram, here
 from random_graphs import random_graphs
 
 from qcompiler.backends import reference
+from qcompiler.backends.certificate import certify
 from qcompiler.backends.emulate import emulated
 from qcompiler.backends.image import flatten
 from qcompiler.backends.llvm.lower import compile_object
@@ -331,6 +332,57 @@ def logarithms_of_softmax(b):
     return [b.apply(IntSoftmax(axis, quantized(x.shape, quant), log=True), x, table) for axis in (0, 1)]
 
 
+@case
+def normalizations(b):
+    made = [b.normalize(stored(b, 2, 3, d), centered) for d in (1, 7, 16, 65, 192) for centered in (True, False)]
+    x, positive = stored(b, 2, 384), b.input(2, 20, zero_point=-128)
+    return [*made, b.normalize(x, bits=16), b.normalize(x, epsilon=1e30), b.normalize(b.input(5), bits=16), b.normalize(positive, False)]
+
+
+@case
+def normalizations_of_equal_and_of_almost_equal_numbers(b):
+    x = stored(b, 3, 40)
+    made = [b.normalize(b.clamp(x, lo, hi), centered) for lo, hi in ((-128, -128), (126, 127), (3, 3), (-1, 1)) for centered in (True, False)]
+    outlier = b.concat(1, b.clamp(x, 3, 3), b.channels(x, 0, 1))
+    return [*made, b.normalize(outlier), b.normalize(outlier, bits=16)]
+
+
+@case
+def normalizations_of_16_bits(b):
+    made = [b.normalize(b.wide_input(3, d), d % 2 == 0, bits) for d in (1, 3, 7, 8, 12, 33, 64, 96, 384) for bits in (8, 16)]
+    return [*made, b.normalize(made[5]), b.normalize(b.normalize(made[-1], bits=16), bits=16), b.normalize(b.wide_input(1, 1 << 14))]
+
+
+@case
+def normalizations_of_strided_rows(b):
+    x, wide = stored(b, 2, 5, 90), b.normalize(stored(b, 4, 80), bits=16)
+    rows = b.slice(x, (0, 2, 1), (4, -1, -2), (0, 90, 1))
+    parts = [b.channels(x, 3, 68), rows, b.channels(rows, 1, 40), b.channels(wide, 1, 77), b.slice(wide, (1, 4, 2), (0, 80, 1))]
+    return [b.normalize(p, bits=bits) for p in parts for bits in (8, 16)] + [b.clamp(b.concat(2, b.normalize(x), x, b.normalize(x, False)), -100, 99)]
+
+
+@case
+def rotations(b):
+    """Halves and neighbours change places, or any do; heads shorter and longer than registers; constants per channel."""
+    made = []
+    for shape in ((1, 5, 4, 8), (2, 3, 3, 32), (1, 3, 2, 64), (1, 2, 1, 6), (1, 2, 3, 80), (1, 3, 8, 2)):
+        x, d = stored(b, *shape, zero_point=-77), shape[3]
+        made += [b.rotate(x, np.roll(np.arange(d), d // 2)), b.rotate(x, np.arange(d) ^ 1)]
+    made += [b.lookup(b.rotate(b.input(1, 2, 3, d), b.rng.permutation(d), channels=d)) for d in (10, 48)]
+    rows = b.channels(stored(b, 1, 4, 3, 90), 3, 43)
+    heads = b.slice(stored(b, 2, 7, 6, 16), (0, 2, 1), (1, 7, 2), (1, 5, 2), (0, 16, 1))
+    return [*made, b.rotate(rows, np.arange(40) ^ 1), b.rotate(heads, np.roll(np.arange(16), 8))]
+
+
+@case
+def casts(b):
+    made = []
+    for kind in (DType.i64, DType.i32, DType.i16, DType.i8, DType.u8, DType.u32, DType.bool):
+        x, few = b.raw_input(kind, 3, 37), b.raw_input(kind, 5)
+        made += [b.cast(x), b.clamp(b.cast(few)), b.cast(b.slice(x, (0, 2, 1), (30, 1, -3))), b.cast(b.transpose(x, 1, 0))]
+    return made
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_equal_the_reference(name: str, target: str) -> None:
@@ -342,6 +394,46 @@ def test_kernels_equal_the_reference(name: str, target: str) -> None:
         expected = reference.run(graph, feeds)
         for output, got in zip(graph.output_names, program.run(feeds), strict=True):
             np.testing.assert_array_equal(got, expected[output])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_widest_sums_of_a_normalization(bits: int, target: str) -> None:
+    """2^14 channels at the ends of their range."""
+    b, low, high = Builder(), -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    shape = (4, 1 << 14)
+    x = b.input(*shape, zero_point=127) if bits == 8 else b.wide_input(*shape)
+    graph = b.graph(b.normalize(x), b.normalize(x, centered=False))
+    rows = np.full(shape, low)
+    rows[1], rows[2, ::2], rows[3, -1] = high, high, high
+    feeds = {x.name: rows.astype(x.type.dtype.numpy)}
+    expected = reference.run(graph, feeds)
+    for name, got in zip(graph.output_names, KernelProgram(graph, here(target)).run(feeds), strict=True):
+        np.testing.assert_array_equal(got, expected[name])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", ["normalizations", "normalizations_of_16_bits", "rotations", "casts"])
+def test_kernels_of_sequences_are_integer(name: str, target: str) -> None:
+    """Shifts by amounts that are known at run time, divisions by constants and saturation, without floats and without calls."""
+    b = Builder()
+    certificate = certify(compile_object(b.graph(*CASES[name](b)), TARGETS[target]).object, "model_run", TARGETS[target].arch)
+    assert certificate.ok, certificate.findings
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_casts_saturate(target: str) -> None:
+    """Numbers that a program's entry would refuse, but that casts within it may meet."""
+    b = Builder()
+    inputs = [b.raw_input(kind, n) for kind in (DType.i64, DType.i32, DType.u32, DType.i16) for n in (3, 70)]
+    graph, feeds = b.graph(*map(b.cast, inputs)), {}
+    for v in inputs:
+        bounds = np.iinfo(v.type.dtype.numpy)
+        ends = np.array([bounds.min, bounds.max, 127, 128, 129, 255, 256, 300], v.type.dtype.numpy)
+        feeds[v.name] = b.rng.choice(np.append(ends, -ends[2:]) if bounds.min else ends, v.shape)
+    expected = reference.run(graph, feeds)
+    for name, got in zip(graph.output_names, KernelProgram(graph, here(target)).run(feeds), strict=True):
+        np.testing.assert_array_equal(got, expected[name])
 
 
 @pytest.mark.parametrize("target", ["x86-64-avx512vnni", "arm64-dotprod"])
