@@ -5,8 +5,8 @@ A kernel works on **blocks** of `count` (1, 2 or 4) registers of int32 accumulat
 
     acc = epilogue.initial(k, constants, count)        # bias and rounding half: start the accumulators with it
     ... acc += x * w ...                               # count registers per pixel; join up to 4 / count pixels
-    y = epilogue.apply(k, acc, constants, count, sources)  # 8 bits, in memory order where count is 4
-    store_pixels(k, y, pointers, count, nbytes, epilogue.stored)
+    y = epilogue.apply(k, acc, constants, count, sources)  # 8 bits, in memory order where count is 4; or 16, see `words`
+    store_pixels(k, y, pointers, count, channels, epilogue.stored)
 
 `Epilogue` is structure: frozen, hashable, part of the kernel's configuration, so that layers that differ only in numbers share
 one function. The numbers are `EpilogueData`, made by `describe(step, ...)`, and lie in read-only memory: `data.pack(...)`
@@ -26,22 +26,24 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedModel
 from qcompiler.ir.graph import Value
-from qcompiler.ir.integer import Clamp, IntConv, IntSum, Lookup, Requantize
+from qcompiler.ir.integer import Clamp, IntAdd, IntConv, IntSum, Lookup, Requantize
 from qcompiler.ir.ops import const_data
-from qcompiler.numerics.requantize import output_offset, requantize_biased, rounding_half
+from qcompiler.ir.types import DType
+from qcompiler.numerics.requantize import output_offset, requantize_biased, requantize_wide_biased, rounding_half
 
 from . import instrs
-from .dsl import Index, Kernel, Ptr, Val
+from .dsl import Index, Kernel, Ptr, Val, join
 from .lookup import TABLE, emit_channel_lookup, emit_lookup
 from .order import wide_order
 from .target import Target
+from .words import from_memory, pieces, store_span, to_memory
 
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where an epilogue reads other than constants: the residual's 8-bit values for this block, and the lookup tables.
+    """Where an epilogue reads other than constants: the residual's values (8 or 16 bits) for this block, and the lookup tables.
 
     Kernels that allow one table per channel say which `channel` the block begins with, and how many of its channels are `valid`."""
 
@@ -108,27 +110,30 @@ def _spread(value: Val, over: Val) -> Val:
 
 @dataclass(frozen=True)
 class Requant:
-    """`Requantize`: int32 with the rounding half already in it, to int8, clamped to [lo, hi]."""
+    """`Requantize`: int32 with the rounding half already in it, to int8 or int16, clamped to [lo, hi]."""
 
     uniform: bool
     left: bool
     """Whether some channel shifts left."""
     lo: int = -128
     hi: int = 127
+    bits: int = 8
 
     def emit(self, a: Val, r: Reader, count: int, sources: Sources) -> Val:
-        """numerics.requantize_biased over lanes that are registers. Left shifts are products with powers of two: SSE has no left shift
+        """numerics.requantize_biased (or its wide form) over lanes that are registers. Left shifts are products with powers of two: SSE has no left shift
         per lane, and LLVM would go through floating point."""
         if self.left:
             a = a * _spread(r.numbers(32, count, self.uniform), a)
         right = _spread(r.numbers(32, count, self.uniform), a)
         q = _halved(r.numbers(16, count, self.uniform), a)
-        return requantize_biased(a, None, right, q, r.scalar(16)).clamp(self.lo, self.hi)
+        wide = self.bits == 16
+        y = requantize_wide_biased(a, None, right, q) if wide else requantize_biased(a, None, right, q, r.scalar(16))
+        return y.clamp(self.lo, self.hi)
 
     def sizes(self, count: int) -> int:
         """Registers of constants."""
         wide, narrow = (1, 1) if self.uniform else (registers(32, count), registers(16, count))
-        return wide * (1 + self.left) + narrow + 1
+        return wide * (1 + self.left) + narrow + (self.bits == 8)
 
 
 def _halved(q: Val, over: Val) -> Val:
@@ -175,19 +180,40 @@ class Table:
 class Residual:
     """`IntSum((m, n))` with another operand: acc = m * y + n * other + correction, in 32 bits; multipliers of 16 bits."""
 
+    bits: int = 8
+    """Of the other operand."""
+
     def emit(self, y: Val, r: Reader, count: int, sources: Sources) -> Val:
         if sources.residual is None:
             raise ValueError("an epilogue with a residual needs its operand")
         other, m, n, correction = sources.residual(), r.scalar(16), r.scalar(16), r.scalar(32)
-        return weighted_pair(y.sext(16), m, other.sext(16), n) + correction
+        words = y.sext(16)
+        return weighted_pair(words, m, other.sext(16)[: len(words)], n) + correction
 
     def sizes(self, count: int) -> int:
         return 3
 
 
 @dataclass(frozen=True)
+class Added:
+    """`IntAdd` with another operand: the sum of 16-bit values, saturated."""
+
+    bits: int = 16
+
+    def emit(self, y: Val, r: Reader, count: int, sources: Sources) -> Val:
+        if sources.residual is None:
+            raise ValueError("an epilogue with a residual needs its operand")
+        return y.add_sat(sources.residual()[: len(y)])
+
+    def sizes(self, count: int) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
 class Addend:
     """The residual operand of an `IntConv`: acc + m_o * r, in 32 bits, before anything is rounded; z_r is part of the bias."""
+
+    bits: int = 8
 
     def emit(self, acc: Val, r: Reader, count: int, sources: Sources) -> Val:
         if sources.residual is None:
@@ -198,7 +224,7 @@ class Addend:
         return count
 
 
-Stage = Requant | Clamped | Table | Residual | Addend
+Stage = Requant | Clamped | Table | Residual | Addend | Added
 
 
 def product_of_words(x: Val, m: Val) -> Val:
@@ -241,7 +267,17 @@ class Epilogue:
     @property
     def has_residual(self) -> bool:
         """Whether another operand is added."""
-        return any(isinstance(s, Residual | Addend) for s in self.stages)
+        return any(isinstance(s, Residual | Addend | Added) for s in self.stages)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a result."""
+        return next((s.bits for s in reversed(self.stages) if isinstance(s, Requant)), 8) // 8
+
+    @property
+    def residual_bits(self) -> int:
+        """Width of the other operand's elements."""
+        return next((s.bits for s in self.stages if isinstance(s, Residual | Addend | Added)), 8)
 
     def block_bytes(self, target: Target, count: int) -> int:
         """Bytes of constants per block."""
@@ -253,7 +289,7 @@ class Epilogue:
         return bias.repeat(count // len(bias))
 
     def apply(self, k: Kernel, acc: Val, constants: Ptr, count: int, sources: Sources = Sources()) -> Val:
-        """From accumulators (of up to 4 registers: several pixels of `count`) to one register of 8-bit values."""
+        """From accumulators (of up to 4 registers: several pixels of `count`) to one register of 8-bit values, or half as many of 16."""
         reader = Reader(k, constants + k.target.vector_bytes * (1 if self.bias_uniform else count))
         y = acc
         for s in self.stages:
@@ -318,8 +354,10 @@ def _describe_one(d: _Description, v: Value, before: Value, after: Value | None)
             d.stages.append(Table(sum(map(len, d.tables)), len(table) > TABLE))
             d.tables.append(table)
         case IntSum():
-            d.stages.append(Residual())
+            d.stages.append(Residual(bits_of(v.inputs[1 - v.inputs.index(before)])))
             d.numbers.extend(_residual_numbers(v, v.op, before, after))
+        case IntAdd():
+            d.stages.append(Added())
         case _:
             raise TypeError(f"{type(v.op).__name__} '{v.name}' cannot run in an epilogue")
 
@@ -327,9 +365,10 @@ def _describe_one(d: _Description, v: Value, before: Value, after: Value | None)
 def _describe_requantize(d: _Description, v: Value, op: Requantize) -> None:
     shift, q = np.broadcast_arrays(_ints(v.inputs[1]), _ints(v.inputs[2]))
     left = bool((shift < 0).any())
-    d.stages.append(Requant(shift.size == 1, left, op.lo, op.hi))
+    d.stages.append(Requant(shift.size == 1, left, op.lo, op.hi, bits_of(v)))
     amounts = [(np.int64(1) << np.maximum(-shift, 0), 32)] * left + [(np.maximum(shift, 0), 32)]
-    d.numbers.extend([*amounts, (q, 16), (np.array([output_offset(zero_point(v))]), 16)])
+    offset = [(np.array([output_offset(zero_point(v))]), 16)] if bits_of(v) == 8 else []
+    d.numbers.extend([*amounts, (q, 16), *offset])
 
 
 def _residual_numbers(v: Value, op: IntSum, before: Value, after: Value | None) -> Iterator[tuple[Ints, int]]:
@@ -345,8 +384,13 @@ def _residual_numbers(v: Value, op: IntSum, before: Value, after: Value | None) 
     yield correction + half, 32
 
 
+def bits_of(v: Value) -> int:
+    """Width of the elements of a quantized value: 8 or 16."""
+    return 16 if v.type.dtype is DType.i16 else 8
+
+
 def zero_point(v: Value) -> int:
-    """Zero point of an int8 value."""
+    """Zero point of a quantized value."""
     return v.type.quant.zero_point[0] if v.type.quant is not None else 0
 
 
@@ -377,25 +421,39 @@ def pixel_order(target: Target, count: int) -> list[int]:
     return [part * 4 + pixel * count + j for pixel in range(4 // count) for part in range(target.parts) for j in range(count)]
 
 
-def store_pixels(k: Kernel, y: Val, pointers: Sequence[Ptr], count: int, nbytes: int, stored: bool = True) -> None:
-    """`nbytes` channels of each joined pixel to its pointer; neighbours in memory are written at once."""
-    size = k.target.lanes * count
-    ordered = _permuted(k, k.unbias(y) if stored else y, pixel_order(k.target, count))
+def store_pixels(k: Kernel, y: Val, pointers: Sequence[Ptr], count: int, channels: int, stored: bool = True) -> None:
+    """`channels` channels of each joined pixel to its pointer; neighbours in memory are written at once. `stored` matters to 8 bits only."""
+    item = y.bits // 8
+    size, nbytes = k.target.lanes * count * item, channels * item
+    ordered = to_memory(k, y, count) if item > 1 else _permuted(k, k.unbias(y) if stored else y, pixel_order(k.target, count))
     for first, number in _neighbours(pointers, size if nbytes == size else 0):
-        k.store(pointers[first], ordered, (number - 1) * size + nbytes, first * size)
+        store_span(k, pointers[first], ordered, first * size, (number - 1) * size + nbytes)
 
 
-def load_pixels(k: Kernel, pointers: Sequence[Ptr], count: int, nbytes: int, stored: bool = True) -> Val:
-    """The inverse: 8-bit values of the pixels joined in one register, as `sat` would leave them."""
+def load_pixels(k: Kernel, pointers: Sequence[Ptr], count: int, channels: int, stored: bool = True, bits: int = 8) -> Val:
+    """The inverse: values of the pixels joined in one register of 8-bit lanes, or two of 16, as `sat` would leave them."""
+    if bits == 16:
+        return from_memory(k, _words_of_pixels(k, pointers, count, channels), count)
     size = k.target.lanes * count
     whole: Val | None = None
-    for first, number in _neighbours(pointers, size if nbytes == size else 0):
-        piece = k.load_lanes(pointers[first], 8, (number - 1) * size + nbytes)
+    for first, number in _neighbours(pointers, size if channels == size else 0):
+        piece = k.load_lanes(pointers[first], 8, (number - 1) * size + channels)
         whole = piece if whole is None else _placed(k, whole, piece, first * size)
     assert whole is not None
     order = pixel_order(k.target, count)
     y = _permuted(k, whole, [order.index(i) for i in range(len(order))])
     return k.unbias(y) if stored else y
+
+
+def _words_of_pixels(k: Kernel, pointers: Sequence[Ptr], count: int, channels: int) -> Val:
+    """Two registers with the pixels' 16-bit values one after the other, as in memory."""
+    found = [k.splat(0, 8)] * 2
+    size, nbytes = 2 * k.target.lanes * count, 2 * channels
+    for first, number in _neighbours(pointers, size if nbytes == size else 0):
+        for at, register, inside, here in pieces(k.target, first * size, (number - 1) * size + nbytes):
+            piece = k.load_lanes(pointers[first] + at, 8, here)
+            found[register] = _placed(k, found[register], piece, inside) if inside else piece
+    return k.reinterpret(join(found), 16)
 
 
 def _placed(k: Kernel, whole: Val, piece: Val, at: int) -> Val:

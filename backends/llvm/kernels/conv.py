@@ -195,11 +195,11 @@ def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, start: int, at: Ope
     with k.split(s.blocks, axis == "blocks") as b, k.split(config.images, axis == "images") as n:
         block = Operands(
             at.x + n * config.x.image,
-            _moved(at.residual, config.residual, n) + (b * size + start),
+            _moved(at.residual, config.residual, n) + plus(b * size, start) * (config.epilogue.residual_bits // 8),
             at.weights + b * weights,
             at.constants + b * numbers,
             at.tables,
-            at.out + n * config.out.image + (b * size + start),
+            at.out + n * config.out.image + plus(b * size, start) * config.epilogue.itemsize,
             plus(at.channel, b * size + start),
         )
         with k.split(-(-config.rows // s.rows), axis == "rows") as i:
@@ -238,7 +238,7 @@ def _emit_tile(k: Kernel, config: ConvConfig, s: Segment, nbytes: int, at: Opera
         def residual(here: list[tuple[int, int]] = here) -> Val:
             assert config.residual is not None
             pointers = [config.residual.at(other, r, c) for r, c in here]
-            return load_pixels(k, pointers, s.count, nbytes, config.epilogue.residual_stored)
+            return load_pixels(k, pointers, s.count, nbytes, config.epilogue.residual_stored, config.epilogue.residual_bits)
 
         bundle = join(_filled(acc[first : first + joined]))
         y = config.epilogue.apply(k, bundle, at.constants, s.count, Sources(residual, at.tables, at.channel, nbytes))

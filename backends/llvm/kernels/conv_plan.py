@@ -115,7 +115,7 @@ def conv_config(shape: ConvShape, epilogue: Epilogue, target: Target, dot: Dot) 
     op, length = shape.op, _run_bytes(shape)
     runs = _runs(shape)
     channels = shape.w[0] // op.groups
-    steps = _steps(shape, channels)
+    steps = _steps(shape, channels, epilogue)
     images, rows, columns = _flattened(shape.out[:3], steps)
     run = -(-length // GROUP)
     depth = int(np.prod([n for n, _ in runs], dtype=np.int64)) * run
@@ -124,12 +124,13 @@ def conv_config(shape: ConvShape, epilogue: Epilogue, target: Target, dot: Dot) 
     return ConvConfig(images, rows, columns, channels, op.groups, runs, run, x, out, residual[0] if residual else None, segments, epilogue)
 
 
-def _steps(shape: ConvShape, channels: int) -> list[Steps]:
+def _steps(shape: ConvShape, channels: int, epilogue: Epilogue) -> list[Steps]:
     """Steps of x, the result and perhaps the residual from one output position to the next."""
     n, h, w, _ = shape.x_strides
     sh, sw = shape.op.strides
     found = [Steps(n, h * sh, w * sw, shape.w[3])]
-    return found + [Steps(s[0], s[1], s[2], channels) for s in (shape.out_strides, shape.residual_strides) if s is not None]
+    others = ((shape.out_strides, epilogue.itemsize), (shape.residual_strides, epilogue.residual_bits // 8))
+    return found + [Steps(s[0], s[1], s[2], channels * size) for s, size in others if s is not None]
 
 
 def _flattened(size: tuple[int, ...], steps: list[Steps]) -> tuple[int, int, int]:

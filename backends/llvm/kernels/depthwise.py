@@ -125,14 +125,14 @@ def emit_depthwise(k: Kernel, config: DepthwiseConfig) -> None:
         blocks = -(-channels // size)
         with k.split(blocks, axis == "blocks") as b, k.split(config.images, axis == "images") as n:
             channel = b * size
-            residual = at.residual + start + channel
+            residual = at.residual + plus(channel, start) * (config.epilogue.residual_bits // 8)
             here = Operands(
                 at.x + start + channel + n * config.x.image,
                 residual + n * config.residual.image if config.residual else residual,
                 at.weights + b * weights,
                 at.constants + b * constants,
                 at.tables,
-                at.out + start + channel + n * config.out.image,
+                at.out + plus(channel, start) * config.epilogue.itemsize + n * config.out.image,
                 plus(start, channel),
             )
             with k.split(config.rows, axis == "rows") as row, k.loop(-(-config.columns // config.tile)) as (j, _):
@@ -172,7 +172,7 @@ def _emit_tile(k: Kernel, config: DepthwiseConfig, nbytes: int, at: Operands, ro
 def _residual(k: Kernel, config: DepthwiseConfig, at: Operands, row: Index | int, column: Index | int, pixel: int, nbytes: int) -> Val:
     assert config.residual is not None
     p = config.residual.at(config.residual.at(at.residual, row, column), 0, pixel)
-    return load_pixels(k, [p], COUNT, nbytes, config.epilogue.residual_stored)
+    return load_pixels(k, [p], COUNT, nbytes, config.epilogue.residual_stored, config.epilogue.residual_bits)
 
 
 def _window(k: Kernel, config: DepthwiseConfig, x: Ptr, weights: Ptr, acc: Sequence[Val]) -> list[Val]:

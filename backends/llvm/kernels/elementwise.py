@@ -2,8 +2,9 @@
 
     IntSum   acc = sum_i m_i x_i + (half - sum_i m_i z_i)      pairs of 16-bit lanes, m_i and m_j at once (pmaddwd)
     IntMul   acc = (a - z_a) (b - z_b)                         nine bits each
+    IntAdd   y = sat16(a + b)
 
-Each row of a `Nest` is done a register of 8-bit values at a time: widened to four registers of accumulators, then the epilogue.
+Each row of a `Nest` is done a register of 8-bit values (or two of 16) at a time: widened to four registers of accumulators, then the epilogue.
 Where the epilogue's constants differ per channel, rows are those of the last axis and each register has its own block.
 """
 
@@ -20,21 +21,38 @@ from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData, Sources, de
 from qcompiler.backends.llvm.launch import Argument, Data, Launch, Nothing
 from qcompiler.backends.llvm.lookup import emit_lookup
 from qcompiler.backends.llvm.target import Target
-from qcompiler.ir.integer import Clamp, IntMax, IntMin, IntSum
+from qcompiler.ir.integer import Clamp, IntAdd, IntMax, IntMin, IntSum
 from qcompiler.passes.layouts import Space
 from qcompiler.passes.plan_memory import Run
 
-from .rows import Nest, Operand, constant_data, data_of, for_blocks, for_row, is_uniform, load_row, nest, operands, result_of, store_row, walk
+from .rows import (
+    Nest,
+    Operand,
+    constant_data,
+    data_of,
+    for_blocks,
+    for_row,
+    is_uniform,
+    load_lanes,
+    load_row,
+    nest,
+    operands,
+    result_of,
+    store_lanes,
+    store_row,
+    walk,
+)
 
 # --- sums and products -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ElementwiseConfig:
-    """The last operand of `nest` and `spaces` is the result. `wide`: multipliers that do not fit in 16 bits."""
+    """The last operand of `nest` and `spaces` is the result; `widths` are the bits of the others. `wide`: multipliers that do not fit in 16 bits."""
 
     nest: Nest
     spaces: tuple[Space, ...]
+    widths: tuple[int, ...]
     epilogue: Epilogue
     wide: bool = False
 
@@ -72,11 +90,17 @@ def _launch(
 ) -> Launch:
     y = result_of(run)
     epilogue, data = describe(run.step.epilogue, bias, run.step.producer)
-    loops = nest(y.shape, [*(x.broadcast_strides(y.shape) for x in xs), y.layout.strides], not is_uniform(run.step))
-    config = ElementwiseConfig(loops, tuple(x.space for x in (*xs, y)), epilogue, wide)
+    loops = _loops(xs, y, not is_uniform(run.step))
+    config = ElementwiseConfig(loops, tuple(x.space for x in (*xs, y)), tuple(x.bits for x in xs), epilogue, wide)
     names = [f"x{n}" for n in range(len(xs))]
     arguments = (*(x.argument for x in xs), y.argument, Data(numbers), *epilogue_arguments(data, epilogue, target, loops.n))
     return Launch(emit, config, (*names, "y", "numbers", "constants", "tables"), arguments, run.step.result.name)
+
+
+def _loops(xs: Sequence[Operand], y: Operand, whole_rows: bool = False) -> Nest:
+    """Loops over the result's elements and the operands that broadcast to them."""
+    strides = [*(x.broadcast_strides(y.shape) for x in xs), y.layout.strides]
+    return nest(y.shape, strides, whole_rows, [x.itemsize for x in (*xs, y)])
 
 
 def epilogue_arguments(data: EpilogueData, epilogue: Epilogue, target: Target, channels: int) -> tuple[Argument, Argument]:
@@ -103,10 +127,11 @@ def _emit(k: Kernel, c: ElementwiseConfig, accumulate: Accumulate) -> None:
     with c.nest.rows(k, pointers) as rows:
 
         def body(start: Index | int, nbytes: int, block: Ptr) -> None:
-            xs = [load_row(k, p + start * s, nbytes, space, s) for p, s, space in zip(rows[:-1], c.nest.inner, c.spaces)]
+            at = zip(rows[:-1], c.nest.inner, c.spaces, c.widths)
+            xs = [load_row(k, p + start * s, nbytes, space, s, bits) for p, s, space, bits in at]
             acc = accumulate(k, c, xs, numbers, c.epilogue.initial(k, block, 4))
             y = c.epilogue.apply(k, acc, block, 4, Sources(tables=tables))
-            store_row(k, rows[-1] + start, y, nbytes, c.spaces[-1])
+            store_row(k, rows[-1] + start * c.epilogue.itemsize, y, nbytes, c.spaces[-1])
 
         for_constants(k, c.nest.n, c.epilogue, constants, body)
 
@@ -140,28 +165,28 @@ def _multiplied(k: Kernel, c: ElementwiseConfig, xs: Sequence[Val], numbers: Ptr
     return a.sext(32) * b.sext(32) + acc
 
 
-# --- 8 bits to 8 bits --------------------------------------------------------------------------------------------------
+# --- without accumulators ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Pointwise:
-    """The last operand of `nest` and `spaces` is the result; `kind` is max, min, clamp or lookup."""
+    """The last operand of `nest` and `spaces` is the result; `kind` is max, min, clamp, add or lookup, on elements of `bits`."""
 
     nest: Nest
     spaces: tuple[Space, ...]
     kind: str
     lo: int = -128
     hi: int = 127
+    bits: int = 8
 
 
 def plan_pointwise(run: Run, target: Target) -> Iterable[Launch]:
-    """`IntMax`, `IntMin`, `Clamp`, and `Lookup` in one table."""
+    """`IntMax`, `IntMin`, `IntAdd`, `Clamp`, and `Lookup` in one table."""
     op, y = run.step.producer.op, result_of(run)
     xs = _activations(run)
-    loops = nest(y.shape, [*(x.broadcast_strides(y.shape) for x in xs), y.layout.strides])
-    kind = {IntMax: "max", IntMin: "min", Clamp: "clamp"}.get(type(op), "lookup")
+    kind = {IntMax: "max", IntMin: "min", IntAdd: "add", Clamp: "clamp"}.get(type(op), "lookup")
     bounds = (op.lo, op.hi) if isinstance(op, Clamp) else (-128, 127)
-    config = Pointwise(loops, tuple(x.space for x in (*xs, y)), kind, *bounds)
+    config = Pointwise(_loops(xs, y), tuple(x.space for x in (*xs, y)), kind, *bounds, y.bits)
     table: Argument = constant_data(data_of(run.step.producer.inputs[1])) if kind == "lookup" else Nothing()
     names = tuple(f"x{n}" for n in range(len(xs)))
     yield Launch(emit_pointwise, config, (*names, "y", "table"), (*(x.argument for x in xs), y.argument, table), run.step.result.name)
@@ -170,7 +195,7 @@ def plan_pointwise(run: Run, target: Target) -> Iterable[Launch]:
 def _activations(run: Run) -> list[Operand]:
     """The operands without the table."""
     every = operands(run)
-    return every if isinstance(run.step.producer.op, (IntMax, IntMin)) else every[:1]
+    return every if isinstance(run.step.producer.op, (IntMax, IntMin, IntAdd)) else every[:1]
 
 
 def emit_pointwise(k: Kernel, c: Pointwise) -> None:
@@ -179,10 +204,11 @@ def emit_pointwise(k: Kernel, c: Pointwise) -> None:
     with c.nest.rows(k, pointers) as rows:
 
         def body(start: Index | int, nbytes: int) -> None:
-            xs = [load_row(k, p + start * s, nbytes, space, s) for p, s, space in zip(rows[:-1], c.nest.inner, c.spaces)]
-            store_row(k, rows[-1] + start, _pointwise(c, xs, table), nbytes, c.spaces[-1])
+            moving = [int(s > 0) for s in c.nest.inner]
+            xs = [load_lanes(k, p + start * s, nbytes, space, s, c.bits) for p, s, space in zip(rows[:-1], moving, c.spaces)]
+            store_lanes(k, rows[-1] + start, _pointwise(c, xs, table), nbytes, c.spaces[-1])
 
-        for_row(k, c.nest.n, body)
+        for_row(k, c.nest.n * (c.bits // 8), body)
 
 
 def _pointwise(c: Pointwise, xs: Sequence[Val], table: Ptr) -> Val:
@@ -193,6 +219,8 @@ def _pointwise(c: Pointwise, xs: Sequence[Val], table: Ptr) -> Val:
             return xs[0].minimum(xs[1])
         case "clamp":
             return xs[0].clamp(c.lo, c.hi)
+        case "add":
+            return xs[0].add_sat(xs[1])
     return emit_lookup(xs[0], table)
 
 

@@ -80,7 +80,7 @@ def emit_matmul(k: Kernel, c: MatMulConfig) -> None:
             accs = _products(k, c, rows, b + start, nbytes, zeros, [c.epilogue.initial(k, block, 4)] * c.rows)
             for r, acc in enumerate(accs):
                 result = c.epilogue.apply(k, acc, block, 4, Sources(tables=tables))
-                store_row(k, y + row * c.y + r * c.y + start, result, nbytes, c.spaces[2])
+                store_row(k, y + row * c.y + r * c.y + start * c.epilogue.itemsize, result, nbytes, c.spaces[2])
 
         for_constants(k, c.n, c.epilogue, constants, body)
 

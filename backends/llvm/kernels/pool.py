@@ -27,7 +27,7 @@ from qcompiler.passes.plan_memory import Run
 
 from .elementwise import for_constants
 from .movement import load_index
-from .rows import Operand, Strides, for_row, load_row, operands, result_of, store_row, walk
+from .rows import Operand, Strides, for_row, load_lanes, load_row, operands, result_of, store_lanes, store_row, walk
 
 MOST_16_BIT_TAPS = 255
 """255 * 128 < 2^15."""
@@ -59,6 +59,7 @@ class MaxPoolConfig:
     x: int
     y: Strides
     spaces: tuple[Space, Space]
+    bits: int = 8
 
 
 def plan_max_pool(run: Run, target: Target) -> Iterable[Launch]:
@@ -67,7 +68,7 @@ def plan_max_pool(run: Run, target: Target) -> Iterable[Launch]:
     assert isinstance(op, MaxPool)
     rows, columns = (_taps(op, axis, x, y) for axis in (0, 1))
     tables = [_tap_table(op, axis, x, y) if t.table else np.zeros(0, np.int64) for axis, t in enumerate((rows, columns))]
-    config = MaxPoolConfig(y.shape[0], y.shape[3], rows, columns, x.layout.strides[0], y.layout.strides[:3], (x.space, y.space))
+    config = MaxPoolConfig(y.shape[0], y.shape[3], rows, columns, x.layout.strides[0], y.layout.strides[:3], (x.space, y.space), x.bits)
     arguments = (x.argument, y.argument, *(Data(t.tobytes()) if t.size else Nothing() for t in tables))
     yield Launch(emit_max_pool, config, ("x", "y", "rows", "columns"), arguments, run.step.result.name)
 
@@ -101,14 +102,14 @@ def emit_max_pool(k: Kernel, c: MaxPoolConfig) -> None:
         offsets = [_offset(k, c.columns, column_table, j, t) for t in range(c.columns.taps)]
 
         def body(start: Index | int, nbytes: int) -> None:
-            best = k.splat(-128, 8)
+            best = k.splat(-(1 << (c.bits - 1)), c.bits)
             for r in range(c.rows.taps):
                 row = image + _offset(k, c.rows, row_table, i, r) + start
                 for offset in offsets:
-                    best = load_row(k, row + offset, nbytes, c.spaces[0]).maximum(best)
-            store_row(k, out + start, best, nbytes, c.spaces[1])
+                    best = load_lanes(k, row + offset, nbytes, c.spaces[0], bits=c.bits).maximum(best)
+            store_lanes(k, out + start, best, nbytes, c.spaces[1])
 
-        for_row(k, c.channels, body)
+        for_row(k, c.channels * (c.bits // 8), body)
 
 
 def _offset(k: Kernel, t: Taps, table: Ptr, position: Index | int, tap: int) -> Index | int:
@@ -186,13 +187,16 @@ def emit_sum_pool(k: Kernel, c: SumPoolConfig) -> None:
         def body(start: Index | int, nbytes: int, block: Ptr) -> None:
             acc = c.epilogue.initial(k, block, 4) + sum_window(k, c.taps, window + start, nbytes, c.spaces[0])
             result = c.epilogue.apply(k, acc, block, 4, Sources(tables=tables))
-            store_row(k, out + start, result, nbytes, c.spaces[1])
+            store_row(k, out + start * c.epilogue.itemsize, result, nbytes, c.spaces[1])
 
         for_constants(k, c.channels, c.epilogue, here, body)
 
 
-def sum_window(k: Kernel, taps: Sequence[tuple[int, int]], x: Ptr, nbytes: int, space: Space) -> Val:
-    """The sum over all taps, (number, byte step) per axis, of a register of 8-bit values, in 32 bits."""
+def sum_window(k: Kernel, taps: Sequence[tuple[int, int]], x: Ptr, nbytes: int, space: Space, bits: int = 8) -> Val:
+    """The sum over all taps, (number, byte step) per axis, of a register of 8-bit values (or two of 16), in 32 bits."""
+    if bits == 16:
+        zero = k.splat(0, 32).repeat(4)
+        return fold(k, taps, zero, x, lambda acc, p: load_row(k, p, nbytes, space, bits=16).sext(32) + acc)
     total, (n, by) = k.splat(0, 32).repeat(4), taps[-1] if taps else (1, 0)
 
     def add_short(total: Val, p: Ptr, short: Sequence[tuple[int, int]]) -> Val:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 from llvmlite import ir
@@ -27,7 +27,7 @@ from qcompiler.passes.plan_memory import Run
 
 from .elementwise import epilogue_arguments, for_constants
 from .pool import fold, sum_window
-from .rows import Nest, Operand, Strides, count, for_row, is_uniform, load_row, merged, nest, operands, result_of, store_row, walk
+from .rows import Nest, Operand, Strides, count, for_row, is_uniform, load_lanes, merged, nest, operands, result_of, store_lanes, store_row, walk
 
 Taps = tuple[tuple[int, int], ...]
 
@@ -41,11 +41,18 @@ class ReduceConfig:
     spaces: tuple[Space, Space]
     kind: Reduction
     epilogue: Epilogue | None = None
+    bits: int = 8
+    """Width of the elements of x."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of x."""
+        return self.bits // 8
 
     @property
     def along_row(self) -> bool:
         """Whether rows have one result, and the reduced elements come in runs of consecutive bytes."""
-        return self.nest.n == 1 and bool(self.taps) and self.taps[-1][1] == 1
+        return self.nest.n == 1 and bool(self.taps) and self.taps[-1][1] == self.itemsize
 
 
 def split_axes(axes: tuple[int, ...], keepdims: bool, x: Operand, y: Operand) -> tuple[tuple[int, ...], tuple[Strides, Strides], Taps]:
@@ -65,8 +72,8 @@ def plan_reduce_sum(run: Run, target: Target) -> Iterable[Launch]:
     shape, strides, taps = split_axes(op.axes, op.keepdims, x, y)
     terms = count(x.shape) // max(count(y.shape), 1)
     epilogue, data = describe(run.step.epilogue, -x.zero_point * terms, run.step.producer)
-    loops = nest(shape, strides, not is_uniform(run.step) and len(shape) > 0)
-    config = ReduceConfig(loops, taps, (x.space, y.space), Reduction.sum, epilogue)
+    loops = nest(shape, strides, not is_uniform(run.step) and len(shape) > 0, (x.itemsize, y.itemsize))
+    config = ReduceConfig(loops, taps, (x.space, y.space), Reduction.sum, epilogue, x.bits)
     arguments = (x.argument, y.argument, *epilogue_arguments(data, epilogue, target, loops.n))
     yield Launch(emit_reduce_sum, config, ("x", "y", "constants", "tables"), arguments, run.step.result.name)
 
@@ -79,9 +86,11 @@ def emit_reduce_sum(k: Kernel, c: ReduceConfig) -> None:
     with c.nest.rows(k, [x, y]) as (source, out):
 
         def body(start: Index | int, nbytes: int, block: Ptr) -> None:
-            window = sum_row(k, c, source) if c.along_row else sum_window(k, c.taps, source + start, nbytes, c.spaces[0])
+            at = source + start * c.itemsize
+            window = sum_row(k, c, source) if c.along_row else sum_window(k, c.taps, at, nbytes, c.spaces[0], c.bits)
             acc = epilogue.initial(k, block, 4) + window
-            store_row(k, out + start, epilogue.apply(k, acc, block, 4, Sources(tables=tables)), nbytes, c.spaces[1])
+            y = epilogue.apply(k, acc, block, 4, Sources(tables=tables))
+            store_row(k, out + start * epilogue.itemsize, y, nbytes, c.spaces[1])
 
         for_constants(k, c.nest.n, epilogue, constants, body)
 
@@ -91,25 +100,27 @@ def plan_reduce(run: Run, target: Target) -> Iterable[Launch]:
     op, x, y = run.step.producer.op, operands(run)[0], result_of(run)
     assert isinstance(op, Reduce)
     shape, strides, taps = split_axes(op.axes, op.keepdims, x, y)
-    config = ReduceConfig(nest(shape, strides), taps, (x.space, y.space), op.kind)
+    loops = nest(shape, strides, sizes=(x.itemsize, y.itemsize))
+    config = ReduceConfig(loops, taps, (x.space, y.space), op.kind, bits=x.bits)
     yield Launch(emit_reduce, config, ("x", "y"), (x.argument, y.argument), run.step.result.name)
 
 
 def emit_reduce(k: Kernel, c: ReduceConfig) -> None:
     """The body of a function of ("x", "y")."""
     combine = Val.maximum if c.kind is Reduction.max else Val.minimum
-    first = k.splat(-128 if c.kind is Reduction.max else 127, 8)
+    end = 1 << (c.bits - 1)
+    first = k.splat(-end if c.kind is Reduction.max else end - 1, c.bits)
 
     def column(x: Ptr, nbytes: int) -> Val:
-        return fold(k, c.taps, first, x, lambda acc, p: combine(acc, load_row(k, p, nbytes, c.spaces[0])))
+        return fold(k, c.taps, first, x, lambda acc, p: combine(acc, load_lanes(k, p, nbytes, c.spaces[0], bits=c.bits)))
 
     with c.nest.rows(k, k.parameters) as (source, out):
 
         def body(start: Index | int, nbytes: int) -> None:
             best = extreme_of_row(k, c, source, first, combine) if c.along_row else column(source + start, nbytes)
-            store_row(k, out + start, best, nbytes, c.spaces[1])
+            store_lanes(k, out + start, best, nbytes, c.spaces[1])
 
-        for_row(k, c.nest.n, body)
+        for_row(k, c.nest.n * c.itemsize, body)
 
 
 # --- rows reduced across the lanes of a register --------------------------------------------------------------------------
@@ -117,22 +128,23 @@ def emit_reduce(k: Kernel, c: ReduceConfig) -> None:
 
 def sum_row(k: Kernel, c: ReduceConfig, x: Ptr) -> Val:
     """The sum of all taps in every 32-bit lane."""
-    zero = k.splat(0, 8)
-    total = fold_row(k, c, x, k.splat(0, 32).repeat(4), zero, lambda acc, row: row.sext(32) + acc)
-    lanes = total[:1] + total[1:2] + total[2:3] + total[3:4]
+    zero = k.splat(0, c.bits)
+    total = fold_row(k, c, x, k.splat(0, 32).repeat(4 // c.itemsize), zero, lambda acc, row: row.sext(32) + acc)
+    lanes = reduce(Val.__add__, (total[i : i + 1] for i in range(len(total))))
     return across(k, "add", lanes).repeat(4)
 
 
 def extreme_of_row(k: Kernel, c: ReduceConfig, x: Ptr, first: Val, combine: Callable[[Val, Val], Val]) -> Val:
-    """The maximum or minimum of all taps in every 8-bit lane."""
+    """The maximum or minimum of all taps in every lane."""
     return across(k, "smax" if c.kind is Reduction.max else "smin", fold_row(k, c, x, first, first, combine))
 
 
 def fold_row(k: Kernel, c: ReduceConfig, x: Ptr, state: Val, neutral: Val, step: Callable[[Val, Val], Val]) -> Val:
     """step(state, register) over the elements of all taps; lanes behind the end of a row are `neutral`."""
-    (*outer, (n, _)), size = c.taps, k.target.vector_bytes
+    (*outer, (elements, _)), size = c.taps, k.target.vector_bytes
+    n = elements * c.itemsize
     if n >= size:
-        state = fold(k, (*outer, (n // size, size)), state, x, lambda s, p: step(s, load_row(k, p, size, c.spaces[0])))
+        state = fold(k, (*outer, (n // size, size)), state, x, lambda s, p: step(s, load_lanes(k, p, size, c.spaces[0], bits=c.bits)))
     if n % size:
         tail = partial(_row_end, k, n % size, c.spaces[0], neutral)
         state = fold(k, outer, state, x + (n - n % size), lambda s, p: step(s, tail(p)))
@@ -140,9 +152,9 @@ def fold_row(k: Kernel, c: ReduceConfig, x: Ptr, state: Val, neutral: Val, step:
 
 
 def _row_end(k: Kernel, nbytes: int, space: Space, neutral: Val, p: Ptr) -> Val:
-    size = k.target.vector_bytes
-    row = load_row(k, p, nbytes, space)
-    return row.map(lambda a, b: instrs.shuffle(k.b, a, b, [i if i < nbytes else size + i for i in range(size)]), neutral)
+    row = load_lanes(k, p, nbytes, space, bits=neutral.bits)
+    lanes, inside = k.target.vector_bits // row.bits, 8 * nbytes // row.bits
+    return row.map(lambda a, b: instrs.shuffle(k.b, a, b, [i if i < inside else lanes + i for i in range(lanes)]), neutral)
 
 
 def across(k: Kernel, operation: str, x: Val) -> Val:

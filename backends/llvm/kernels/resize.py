@@ -70,7 +70,8 @@ def emit_resize(k: Kernel, c: ResizeConfig) -> None:
             lines = [image + at + start for at in row_at]
             h = [_mix([load_row(k, line + at, nbytes, c.spaces[0]) for at in column_at], column_weights) for line in lines]
             acc = weighted_pair(h[0], row_weights[0], h[1], row_weights[1]) + c.epilogue.initial(k, block, 4)
-            store_row(k, out + start, c.epilogue.apply(k, acc, block, 4, Sources(tables=tables)), nbytes, c.spaces[1])
+            y = c.epilogue.apply(k, acc, block, 4, Sources(tables=tables))
+            store_row(k, out + start * c.epilogue.itemsize, y, nbytes, c.spaces[1])
 
         for_constants(k, c.shape[3], c.epilogue, constants, body)
 

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.backends.llvm import instrs
-from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val
+from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val, join
 from qcompiler.backends.llvm.epilogue import zero_point
 from qcompiler.backends.llvm.launch import Address, Argument, Data
+from qcompiler.backends.llvm.words import from_memory, pieces, store_span, to_memory
 from qcompiler.ir.graph import Value
 from qcompiler.ir.integer import Requantize
 from qcompiler.ir.ops import const_data
-from qcompiler.passes.layouts import CONSTANT, Layout, Space, dense
+from qcompiler.passes.layouts import CONSTANT, Layout, Space, dense, itemsize
 from qcompiler.passes.partition import Step
 from qcompiler.passes.plan_memory import Run
 
@@ -34,12 +35,18 @@ Strides = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Operand:
-    """An int8 tensor that a kernel reads or writes: where it lies, its zero point, and the argument that passes it."""
+    """A tensor that a kernel reads or writes: where it lies, its zero point, the argument that passes it, and its elements' width."""
 
     shape: tuple[int, ...]
     layout: Layout
     zero_point: int
     argument: Argument
+    bits: int = 8
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return self.bits // 8
 
     @property
     def space(self) -> Space:
@@ -54,7 +61,7 @@ class Operand:
 
 def operand(v: Value, layout: Layout) -> Operand:
     """The operand `v` at `layout` of the program's memory."""
-    return Operand(v.shape, layout, zero_point(v), Address.of(layout))
+    return Operand(v.shape, layout, zero_point(v), Address.of(layout), 8 * itemsize(v.type))
 
 
 def operands(run: Run) -> list[Operand]:
@@ -64,8 +71,8 @@ def operands(run: Run) -> list[Operand]:
 
 
 def constant_operand(v: Value) -> Operand:
-    """A constant int8 tensor, dense in read-only memory, with slack behind it."""
-    return Operand(v.shape, dense(v.type, CONSTANT), zero_point(v), constant_data(data_of(v)))
+    """A constant tensor, dense in read-only memory, with slack behind it."""
+    return Operand(v.shape, dense(v.type, CONSTANT), zero_point(v), constant_data(data_of(v)), 8 * itemsize(v.type))
 
 
 def constant_data(data: NDArray[np.generic]) -> Data:
@@ -91,26 +98,50 @@ def is_uniform(step: Step) -> bool:
     return all(i.type.size == 1 for v in step.epilogue if isinstance(v.op, Requantize) for i in v.inputs[1:])
 
 
-# --- one row of 8-bit values -------------------------------------------------------------------------------------------
+# --- one row of values ---------------------------------------------------------------------------------------------------
 
 
-def load_row(k: Kernel, p: Ptr, nbytes: int, space: Space, stride: int = 1) -> Val:
-    """Up to a register of signed 8-bit values from `p`; with stride 0, the one at `p` in all lanes. The callers' buffers are
-    never read past `nbytes`."""
+def load_row(k: Kernel, p: Ptr, n: int, space: Space, stride: int = 1, bits: int = 8) -> Val:
+    """Up to `vector_bytes` signed values from `p`; with stride 0, the one at `p` in all lanes. The callers' buffers are never read past
+    n elements. Values of 16 bits come in two registers, in the order of 8-bit values after `sext(16)`."""
     if stride == 0:
-        value = k.broadcast(p, 8)
-    elif nbytes == k.target.vector_bytes:
-        value = k.load(p, 8)
-    elif space in (Space.input, Space.output):
-        value = load_exactly(k, p, nbytes)
-    else:
-        value = k.load_lanes(p, 8, nbytes)
-    return k.unbias(value) if space is Space.arena else value
+        return _signed(k, k.broadcast(p, bits), space)
+    if bits == 8:
+        return _signed(k, _octets(k, p, n, space), space)
+    found = [k.splat(0, 8)] * 2
+    for at, register, _, here in pieces(k.target, 0, 2 * n):
+        found[register] = _octets(k, p + at, here, space)
+    return from_memory(k, k.reinterpret(join(found), 16), 4)
 
 
-def store_row(k: Kernel, p: Ptr, value: Val, nbytes: int, space: Space) -> None:
-    """`nbytes` signed 8-bit values to `p`."""
-    k.store(p, k.unbias(value) if space is Space.arena else value, nbytes)
+def load_lanes(k: Kernel, p: Ptr, nbytes: int, space: Space, stride: int = 1, bits: int = 8) -> Val:
+    """Up to one register of signed values of `bits` from `p`, in memory order; with stride 0, the one at `p` in all lanes."""
+    if stride == 0 or bits == 8:
+        return load_row(k, p, nbytes, space, stride, bits)
+    return k.reinterpret(_octets(k, p, nbytes, space), bits)
+
+
+def store_lanes(k: Kernel, p: Ptr, value: Val, nbytes: int, space: Space) -> None:
+    """The inverse of `load_lanes`."""
+    k.store(p, _signed(k, value, space), nbytes)
+
+
+def store_row(k: Kernel, p: Ptr, value: Val, n: int, space: Space) -> None:
+    """n values to `p`: a register of 8-bit ones, or two of 16, in the order that an epilogue leaves them in."""
+    ordered = to_memory(k, value, 4) if value.bits == 16 else _signed(k, value, space)
+    store_span(k, p, ordered, 0, n * value.bits // 8)
+
+
+def _octets(k: Kernel, p: Ptr, nbytes: int, space: Space) -> Val:
+    """Up to a register as it lies in memory; the callers' buffers are never read past `nbytes`."""
+    if nbytes == k.target.vector_bytes:
+        return k.load(p, 8)
+    return load_exactly(k, p, nbytes) if space in (Space.input, Space.output) else k.load_lanes(p, 8, nbytes)
+
+
+def _signed(k: Kernel, value: Val, space: Space) -> Val:
+    """Stored values as signed ones and back: those of 8 bits in the arena may be offset."""
+    return k.unbias(value) if space is Space.arena and value.bits == 8 else value
 
 
 def load_exactly(k: Kernel, p: Ptr, nbytes: int) -> Val:
@@ -150,7 +181,7 @@ def for_blocks(k: Kernel, n: int, body: Callable[[Index | int, int], None]) -> N
 
 @dataclass(frozen=True)
 class Nest:
-    """Outer loops of `shape` with the strides of each operand, around rows of `n` elements walked by stride 0 or 1."""
+    """Outer loops of `shape` with the strides of each operand in bytes, around rows of `n` elements: broadcast, or one after the other."""
 
     shape: tuple[int, ...]
     strides: tuple[Strides, ...]
@@ -181,15 +212,17 @@ def longest(shape: Sequence[int]) -> int:
     return max(range(len(shape)), key=lambda a: shape[a])
 
 
-def nest(shape: Sequence[int], strides: Sequence[Strides], whole_rows: bool = False) -> Nest:
-    """The fewest loops over `shape`; with `whole_rows` the last axis stays a row of its own (its constants differ)."""
+def nest(shape: Sequence[int], strides: Sequence[Strides], whole_rows: bool = False, sizes: Sequence[int] | None = None) -> Nest:
+    """The fewest loops over `shape`; with `whole_rows` the last axis stays a row of its own (its constants differ). `sizes` are the
+    bytes of each operand's elements, where not all have one."""
+    sizes = sizes or (1,) * len(strides)
     if whole_rows:
         axes, columns = merged(shape[:-1], [s[:-1] for s in strides])
         axes, columns = (*axes, shape[-1]), tuple((*c, s[-1]) for c, s in zip(columns, strides))
     else:
         axes, columns = merged(shape, strides)
-    if not axes or any(c[-1] not in (0, 1) for c in columns):
-        axes, columns = (*axes, 1), tuple((*c, 1) for c in columns)
+    if not axes or any(c[-1] not in (0, size) for c, size in zip(columns, sizes)):
+        axes, columns = (*axes, 1), tuple((*c, size) for c, size in zip(columns, sizes))
     return Nest(axes[:-1], tuple(c[:-1] for c in columns), axes[-1], tuple(c[-1] for c in columns))
 
 
