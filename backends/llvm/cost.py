@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from qcompiler.ir.graph import Value
-from qcompiler.ir.integer import IntConv, IntMatMul, IntResize, IntSoftmax, IntSumPool, Lookup
+from qcompiler.ir.integer import IntConv, IntMatMul, IntNormalize, IntResize, IntSoftmax, IntSumPool, Lookup
 from qcompiler.ir.ops import ArgMax, Gather, MaxPool, Resize
 from qcompiler.passes.plan_memory import Action, Copy, Fill, Run
 
@@ -28,6 +28,8 @@ BYTES = 0.3
 """Bytes moved per nanosecond and byte of a register."""
 SCALAR = 1.5
 """Nanoseconds per element of what is not vectorized."""
+ROW = 20.0
+"""Nanoseconds per row of a normalization, whatever its length: exponent and reciprocal root."""
 CONVERTED = 0.025
 """Elements quantized or dequantized per nanosecond and byte of a register."""
 
@@ -66,6 +68,8 @@ def _macs(v: Value, target: Target) -> float:
             return v.type.size * int(np.prod(v.inputs[1].shape[1:])) / (rate * (DEPTHWISE if depthwise else 1.0))
         case IntMatMul():
             return v.type.size * v.inputs[0].shape[-1] / (rate * 0.25)
+        case IntNormalize():
+            return ROW * (v.type.size // max(v.shape[-1], 1))
         case MaxPool(kernel=kernel) | IntSumPool(kernel=kernel):
             return v.type.size * prod(kernel) / (BYTES * target.vector_bytes)
         case IntResize() | Resize() | Gather():
