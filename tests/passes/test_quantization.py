@@ -12,15 +12,15 @@ from qcompiler.backends import reference
 from qcompiler.errors import ProofError, UnsupportedModel
 from qcompiler.ir import ops, pointwise
 from qcompiler.ir.graph import Declined, Graph, Value, apply
-from qcompiler.ir.integer import IntConv
+from qcompiler.ir.integer import IntConv, IntRotate, Requantize
 from qcompiler.ir.interpret import evaluate
 from qcompiler.ir.ops import Conv, Input, Reduce, Reduction, constant
 from qcompiler.ir.pointwise import Add, Clip
-from qcompiler.ir.types import Quantization, float_type
+from qcompiler.ir.types import Quantization, float_type, quantized
 from qcompiler.passes.insert_qdq import insert_qdq, share
 from qcompiler.passes.legalize import legalize
 from qcompiler.passes.lower import lower_to_integers
-from qcompiler.passes.prove_ranges import prove_ranges
+from qcompiler.passes.prove_ranges import Bound, prove_ranges
 from qcompiler.passes.quantize_weights import quantize_weights
 from qcompiler.passes.storage_points import sharing_groups, storage_points
 
@@ -185,6 +185,23 @@ def test_the_proof_refuses_weights_that_no_sixteen_bit_sum_can_hold() -> None:
     weights = constant(np.full(acc.inputs[1].shape, -128, np.int8), "w", acc.inputs[1].type)
     with pytest.raises(ProofError, match="hold -128"):
         prove_ranges(Graph(graph.inputs, (replace(acc, inputs=(acc.inputs[0], weights, *acc.inputs[2:])),), ("y",)))
+
+
+def rotation(shift: int) -> tuple[Graph, Value]:
+    x = apply(Input(quantized((1, 2, 1, 2), Quantization.per_tensor(0.1, -28))), name="x")
+    cos, sin = (constant(np.array(rows, np.int16), n) for n, rows in (("cos", [[16384, 0], [-5, 3]]), ("sin", [[0, -16384], [7, 11]])))
+    acc = apply(IntRotate((1, 0)), x, cos, sin, name="acc")
+    numbers = constant(np.array([shift], np.int32), "shift"), constant(np.array([1 << 14], np.int32), "q")
+    y = apply(Requantize(quantized(acc.shape, Quantization.per_tensor(0.1))), acc, *numbers, name="y")
+    return Graph((x,), (y,), ("y",)), acc
+
+
+def test_rotations_are_proven_from_their_angles() -> None:
+    """x - z is in [-100, 155]; the greatest sums are those of an angle of a quarter turn."""
+    graph, acc = rotation(8)
+    assert prove_ranges(graph)[acc] == Bound(-155 << 14, 155 << 14, (255 << 14) + 128)
+    with pytest.raises(ProofError, match="accumulator of 'acc' may reach"):
+        prove_ranges(rotation(-10)[0])
 
 
 def test_raised_scales_reach_the_report() -> None:

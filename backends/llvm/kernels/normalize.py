@@ -18,17 +18,18 @@ import numpy as np
 from llvmlite import ir
 
 from qcompiler.backends.llvm import instrs
-from qcompiler.backends.llvm.dsl import I64, Index, Kernel, Ptr, Val
+from qcompiler.backends.llvm.dsl import I64, Index, Kernel, Ptr, Val, join
 from qcompiler.backends.llvm.epilogue import Ints, Writer
 from qcompiler.backends.llvm.launch import Data, Launch
 from qcompiler.backends.llvm.target import Target
+from qcompiler.backends.llvm.words import pieces
 from qcompiler.ir.integer import IntNormalize
 from qcompiler.ir.types import Quantization
 from qcompiler.numerics.normalize import UNIT_BITS, fraction_bits, normalize_lanes
 from qcompiler.passes.layouts import Space
 from qcompiler.passes.plan_memory import Run
 
-from .rows import Strides, data_of, load_exactly, load_row, merged, operands, result_of, store_row, walk
+from .rows import Strides, data_of, load_lanes, load_row, merged, operands, result_of, store_row, walk
 
 CONSTANT_REGISTERS = 2 + 4
 """Of a block: g in 16 bits, b in 32."""
@@ -62,10 +63,9 @@ def plan_normalize(run: Run, target: Target) -> Iterable[Launch]:
     v, op, x, y = run.step.producer, run.step.producer.op, operands(run)[0], result_of(run)
     assert isinstance(op, IntNormalize)
     shape, (read, written) = merged(x.shape[:-1], [x.layout.strides[:-1], y.layout.strides[:-1]])
-    bits = 8 * v.inputs[0].type.dtype.numpy.itemsize, 8 * v.type.dtype.numpy.itemsize
     quant = v.type.quant or Quantization.per_tensor(1.0)
     numbers = (op.centered, x.zero_point, op.epsilon, op.shift, quant.qmin, quant.qmax)
-    config = NormalizeConfig(shape, read, written, x.shape[-1], bits, (x.space, y.space), *numbers)
+    config = NormalizeConfig(shape, read, written, x.shape[-1], (x.bits, y.bits), (x.space, y.space), *numbers)
     g, b = (data_of(i).astype(np.int64) for i in v.inputs[1:])
     constants = Data(pack_constants(target, g, b))
     yield Launch(emit_normalize, config, ("x", "y", "constants"), (x.argument, y.argument, constants), run.step.result.name)
@@ -126,45 +126,7 @@ def _each_block(k: Kernel, c: NormalizeConfig, body: Blocks) -> None:
         body(c.n // size, max(c.n - size, 0), min(c.n, size))
 
 
-# --- blocks of elements --------------------------------------------------------------------------------------------------
-
-
-def _at(p: Ptr, start: Index | int, bits: int) -> Ptr:
-    return p + start * (bits // 8)
-
-
-def load_wide(k: Kernel, p: Ptr, count: int, space: Space) -> Val:
-    """`count` 16-bit elements, at most as many as a register has bytes, in two registers as they lie in memory; the rest unspecified."""
-    size = k.target.vector_bytes
-    if count == size:
-        return k.load(p, 16, 2)
-    load = load_exactly if space is not Space.arena else lambda k, p, nbytes: k.load_lanes(p, 8, nbytes)
-    pieces = [load(k, p, min(2 * count, size)), load(k, p + size, 2 * count - size) if 2 * count > size else k.splat(0, 8)]
-    return Val(k, tuple(k.reinterpret(piece, 16).regs[0] for piece in pieces), 16)
-
-
-def store_wide(k: Kernel, p: Ptr, value: Val, count: int) -> None:
-    """`count` 16-bit elements of two registers in memory order."""
-    size = k.target.vector_bytes
-    for n in range(-(-2 * count // size)):
-        k.store(p + n * size, value[n : n + 1], min(size, 2 * count - n * size))
-
-
-def to_parts(k: Kernel, value: Val) -> Val:
-    """Two registers of 16 bits from memory order to that of an 8-bit register widened within 128-bit parts."""
-    return _shuffled(value, [[16 * part + 8 * half + e for part in range(k.target.parts) for e in range(8)] for half in (0, 1)])
-
-
-def from_parts(k: Kernel, value: Val) -> Val:
-    """The inverse of `to_parts`."""
-    lanes = 8 * k.target.parts
-    places = [lanes * (channel // 8 % 2) + channel // 16 * 8 + channel % 8 for channel in range(2 * lanes)]
-    return _shuffled(value, [places[:lanes], places[lanes:]])
-
-
-def _shuffled(value: Val, picks: list[list[int]]) -> Val:
-    low, high = value.regs
-    return Val(value.k, tuple(instrs.shuffle(value.k.b, low, high, p) for p in picks), value.bits)
+# --- sums ----------------------------------------------------------------------------------------------------------------
 
 
 def blanked(k: Kernel, value: Val, keep: range) -> Val:
@@ -174,31 +136,26 @@ def blanked(k: Kernel, value: Val, keep: range) -> Val:
     return Val(k, tuple(k.b.and_(r, mask) for r, mask in zip(value.regs, masks)), value.bits)
 
 
-# --- sums ----------------------------------------------------------------------------------------------------------------
-
-
 def _sums(k: Kernel, c: NormalizeConfig, x: Ptr) -> tuple[Any, Any]:
     """sum x and sum x^2 of a row."""
-    size, bits = k.target.vector_bytes, c.bits[0]
-    state = [k.splat(0, 32).repeat(2), k.splat(0, 32 if bits == 8 else 64).repeat(2)]
+    size, itemsize = k.target.vector_bytes, c.bits[0] // 8
+    state = [k.splat(0, 32).repeat(2), k.splat(0, 32 if itemsize == 1 else 64).repeat(2)]
     if c.n >= size:
         with k.loop(c.n // size, state) as (i, carried):
-            carried[:] = _added(k, carried, _halves(k, c, _at(x, i * size, bits), range(size)))
+            carried[:] = _added(k, carried, _words(k, c, x + i * (size * itemsize)))
         state = carried
     if tail := c.n % size:
-        start = max(c.n - size, 0)
         keep = range(tail) if c.n < size else range(size - tail, size)
-        state = _added(k, state, _halves(k, c, _at(x, start, bits), keep))
+        state = _added(k, state, _words(k, c, x + max(c.n - size, 0) * itemsize, keep))
     return _total(k, state[0]), _total(k, state[1])
 
 
-def _halves(k: Kernel, c: NormalizeConfig, p: Ptr, keep: range) -> Val:
-    """A block in two registers of 16 bits, in any order, zero but for the elements in `keep`."""
-    size = k.target.vector_bytes
-    count = min(c.n, size)
-    load = load_row if c.bits[0] == 8 else load_wide
-    value = load(k, p, count, c.spaces[0])
-    return (value if len(keep) == size else blanked(k, value, keep)).sext(16)
+def _words(k: Kernel, c: NormalizeConfig, p: Ptr, keep: range | None = None) -> Val:
+    """A block in two registers of 16 bits, in any order; zero but for the elements in `keep`."""
+    count, space, bits = min(c.n, k.target.vector_bytes), c.spaces[0], c.bits[0]
+    found = [load_lanes(k, p + at, nbytes, space, bits=bits) for at, _, _, nbytes in pieces(k.target, 0, count * bits // 8)]
+    block = join([*found, k.splat(0, 16)][:2] if bits == 16 else found)
+    return (block if keep is None else blanked(k, block, keep)).sext(16)
 
 
 def _added(k: Kernel, state: list[Val], x: Val) -> list[Val]:
@@ -298,21 +255,15 @@ def _spread(k: Kernel, x: Any, bits: int) -> Val:
 
 def _block(k: Kernel, c: NormalizeConfig, row: Row, pointers: tuple[Ptr, Ptr, Ptr], place: tuple[Index | int, Index | int, int]) -> None:
     """One block: (number, first element, elements)."""
-    (x, y, constants), (i, start, count) = pointers, place
-    at = constants + i * (CONSTANT_REGISTERS * k.target.vector_bytes)
-    g, b = k.load(at, 16, 2, k.target.vector_bytes), k.load(at + 2 * k.target.vector_bytes, 32, 4, k.target.vector_bytes)
-    centered = _scaled(k, c, _at(x, start, c.bits[0]), count) - row.mean
+    (x, y, constants), (i, start, count), size = pointers, place, k.target.vector_bytes
+    at = constants + i * (CONSTANT_REGISTERS * size)
+    g, b = k.load(at, 16, 2, size), k.load(at + 2 * size, 32, 4, size)
+    centered = _scaled(k, c, load_row(k, x + start * (c.bits[0] // 8), count, c.spaces[0], bits=c.bits[0])) - row.mean
     result = normalize_lanes(centered, row.left, row.half, row.right, row.rho, g, b, c.shift, c.bits[1]).clamp(c.lo, c.hi)
-    if c.bits[1] == 8:
-        store_row(k, y + start, result, count, c.spaces[1])
-    else:
-        store_wide(k, _at(y, start, 16), from_parts(k, result), count)
+    store_row(k, y + start * (c.bits[1] // 8), result, count, c.spaces[1])
 
 
-def _scaled(k: Kernel, c: NormalizeConfig, p: Ptr, count: int) -> Val:
+def _scaled(k: Kernel, c: NormalizeConfig, x: Val) -> Val:
     """x << F of a block, in 32 bits. From 8 bits the shift is one in 16, which is part of widening."""
-    if c.bits[0] == 8:
-        halves = load_row(k, p, count, c.spaces[0]).sext(16)
-        return halves.shl(halves.splat(c.fraction)).sext(32)
-    words = to_parts(k, load_wide(k, p, count, c.spaces[0])).sext(32)
-    return words.shl(words.splat(c.fraction))
+    wide = x.sext(16 if x.bits == 8 else 32)
+    return wide.shl(wide.splat(c.fraction)).sext(32)

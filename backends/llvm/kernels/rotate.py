@@ -39,6 +39,8 @@ class RotateConfig:
     partners: tuple[int, ...]
     zero_point: int
     spaces: tuple[Space, Space]
+    itemsize: int
+    """Of y."""
     epilogue: Epilogue
 
 
@@ -54,7 +56,8 @@ def plan_rotate(run: Run, target: Target) -> Iterable[Launch]:
     angles = pack_angles(fitted, *(np.tile(data_of(v), (1, heads)).astype(np.int64) for v in run.step.producer.inputs[1:]))
     read, written = ((*o.layout.strides[:2], o.layout.strides[2] * heads) for o in (x, y))
     steps = (0, len(angles) // max(positions, 1), 0)
-    config = RotateConfig((batch, positions, count // heads), read, written, steps, partners, x.zero_point, (x.space, y.space), epilogue)
+    shape, spaces = (batch, positions, count // heads), (x.space, y.space)
+    config = RotateConfig(shape, read, written, steps, partners, x.zero_point, spaces, y.itemsize, epilogue)
     constants = Data(pack_epilogue(fitted, epilogue, data, d))
     tables: Argument = Data(data.tables) if data.tables else Nothing()
     arguments = (x.argument, y.argument, Data(angles), constants, tables)
@@ -64,7 +67,7 @@ def plan_rotate(run: Run, target: Target) -> Iterable[Launch]:
 def heads_per_row(x: Operand, y: Operand, target: Target) -> int:
     """How many heads, side by side in x and y, fill a register best."""
     _, _, count, d = x.shape
-    if any(o.layout.strides[2] != d for o in (x, y)):
+    if any(o.layout.strides[2] != d * o.itemsize for o in (x, y)):
         return 1
     return max(n for n in range(1, count + 1) if count % n == 0 and (n == 1 or n * d <= target.vector_bytes))
 
@@ -99,7 +102,7 @@ def emit_rotate(k: Kernel, c: RotateConfig) -> None:
             own = _picked(k, c, source, list(places))
             partner = _picked(k, c, source, [c.partners[i] for i in places])
             acc = c.epilogue.initial(k, at, 4) + _products(k, c, own, partner, here + block * ANGLE_REGISTERS * size)
-            store_row(k, out + start, c.epilogue.apply(k, acc, at, 4, Sources(tables=tables)), len(places), c.spaces[1])
+            store_row(k, out + start * c.itemsize, c.epilogue.apply(k, acc, at, 4, Sources(tables=tables)), len(places), c.spaces[1])
 
 
 def _picked(k: Kernel, c: RotateConfig, x: Ptr, places: Sequence[int]) -> Val:
