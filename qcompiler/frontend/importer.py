@@ -166,8 +166,9 @@ def _import_node(run: _Import, proto: onnx.NodeProto) -> None:
 
 def _results(run: _Import, importer: Importer, proto: onnx.NodeProto) -> list[Value]:
     """The values of the node's outputs, under their ONNX names."""
-    schema = _schema(proto.op_type, run.opset)
-    _check_operands(proto, schema)
+    schema = _schema(proto, run.opset)
+    if schema is not None:
+        _check_operands(proto, schema)
     operands = [_known(run.values, name, f"{proto.op_type} '{_label(proto)}'") if name else None for name in proto.input]
     node = Node(proto.op_type, _label(proto), run.opset, _attributes(proto, schema), tuple(proto.output))
     _check_quantized(proto.op_type, operands)
@@ -200,8 +201,10 @@ def _check_operands(proto: onnx.NodeProto, schema: onnx.defs.OpSchema) -> None:
         raise ValueError("the first output has no name")
 
 
-def _attributes(proto: onnx.NodeProto, schema: onnx.defs.OpSchema) -> dict[str, Any]:
+def _attributes(proto: onnx.NodeProto, schema: onnx.defs.OpSchema | None) -> dict[str, Any]:
     """Given attributes and the schema's defaults. ValueError for one that is missing or of another type."""
+    if schema is None:
+        return {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
     known = schema.attributes
     given = {a.name: a for a in proto.attribute if a.name in known}
     for name, a in given.items():
@@ -215,8 +218,11 @@ def _attributes(proto: onnx.NodeProto, schema: onnx.defs.OpSchema) -> dict[str, 
     return {**defaults, **{n: onnx.helper.get_attribute_value(a) for n, a in given.items()}}
 
 
-def _schema(op: str, opset: int) -> onnx.defs.OpSchema:
+def _schema(proto: onnx.NodeProto, opset: int) -> onnx.defs.OpSchema | None:
+    """The schema of an operator of the default domain; None for one that onnx does not define."""
+    if proto.domain not in ("", "ai.onnx") or not onnx.defs.has(proto.op_type, ""):
+        return None
     try:
-        return onnx.defs.get_schema(op, opset, "")
+        return onnx.defs.get_schema(proto.op_type, opset, "")
     except onnx.defs.SchemaError:
         raise ValueError(f"the operator does not exist in opset {opset}") from None

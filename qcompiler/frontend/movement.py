@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from math import prod
 
+import numpy as np
+
 from qcompiler.frontend.node import Importers, Node
 from qcompiler.ir import ops
 from qcompiler.ir.graph import Value
@@ -168,6 +170,16 @@ def gather(node: Node, x: Value, indices: Value) -> Value:
         return node.emit(ops.Gather(axis), x, indices)
     i = int(known.reshape(-1)[0]) % x.shape[axis]
     return _reshaped(node, part(node, x, axis, i, i + 1), (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
+
+
+@IMPORTERS.register("Trilu")
+def trilu(node: Node, x: Value, k: Value | None = None) -> Value:
+    """The upper or lower triangle of each matrix, from diagonal k on; zeros elsewhere."""
+    n, m = x.shape[-2:]
+    diagonal = 0 if k is None else node.static_integers(k, "k")[0]
+    distance = np.arange(m)[None, :] - np.arange(n)[:, None]
+    inside = distance >= diagonal if node.integer("upper") else distance <= diagonal
+    return node.emit(ops.Where(), node.constant(inside), x, node.constant(0, x))
 
 
 # --- blocks of pixels ---

@@ -55,25 +55,36 @@ def instance_normalization(node: Node, x: Value, gain: Value, bias: Value) -> Va
 
 
 @IMPORTERS.register("LayerNormalization")
-def layer_normalization(node: Node, x: Value, gamma: Value, beta: Value | None = None) -> Value:
-    """(x - mean) / sqrt(variance + epsilon) * gamma + beta over all axes from `axis` on."""
-    return normalize_from(node, x, gamma, beta, node.axis(x.type.rank), centered=True)
+def layer_normalization(node: Node, x: Value, gamma: Value, beta: Value | None = None) -> list[Value]:
+    """(x - mean) / sqrt(variance + epsilon) * gamma + beta over all axes from `axis` on; the mean and 1 / sqrt(variance + epsilon)."""
+    axis, epsilon = node.axis(x.type.rank), node.number("epsilon")
+    y = normalize_rows(node, x, gamma, beta, axis, True, epsilon)
+    return [y, *_moments(node, x, tuple(range(axis, x.type.rank)), epsilon)] if any(node.outputs[1:]) else [y]
+
+
+def _moments(node: Node, x: Value, axes: tuple[int, ...], epsilon: float) -> list[Value]:
+    """Mean and reciprocal standard deviation, in float32."""
+    x = node.cast(x, DType.f32)
+    mean = node.emit(Reduce(Reduction.mean, axes), x)
+    centred = node.emit(pw.Sub(), x, mean)
+    variance = node.emit(Reduce(Reduction.mean, axes), node.emit(pw.Mul(), centred, centred))
+    return [mean, node.emit(pw.Reciprocal(), node.emit(pw.Sqrt(), node.emit(pw.Add(), variance, node.constant(epsilon, x))))]
 
 
 @IMPORTERS.register("RMSNormalization")
 def rms_normalization(node: Node, x: Value, gamma: Value) -> Value:
     """x / sqrt(mean(x^2) + epsilon) * gamma over all axes from `axis` on."""
-    return normalize_from(node, x, gamma, None, node.axis(x.type.rank), centered=False)
+    return normalize_rows(node, x, gamma, None, node.axis(x.type.rank), False, node.number("epsilon"))
 
 
-def normalize_from(node: Node, x: Value, gamma: Value, beta: Value | None, axis: int, centered: bool) -> Value:
+def normalize_rows(node: Node, x: Value, gamma: Value, beta: Value | None, axis: int, centered: bool, epsilon: float) -> Value:
     """LayerNorm or RMSNorm over all axes of `x` from `axis` on; gamma and beta broadcast to those axes."""
     inner, dtype = x.shape[axis:], x.type.dtype
     flat = (*x.shape[:axis], prod(inner))
     parameters = [_flat_parameter(node, p, inner) for p in (gamma, node.constant(0, gamma) if beta is None else beta)]
     working = DType.f32 if dtype is DType.f16 else dtype
     rows = node.cast(x if x.shape == flat else node.emit(Reshape(flat), x), working)
-    y = node.emit(Normalize(node.number("epsilon"), centered), rows, *(node.cast(p, working) for p in parameters))
+    y = node.emit(Normalize(epsilon, centered), rows, *(node.cast(p, working) for p in parameters))
     y = node.cast(y, dtype)
     return y if y.shape == x.shape else node.emit(Reshape(x.shape), y)
 
@@ -110,6 +121,18 @@ def _per_channel(node: Node, p: Value, groups: int, channels: int) -> Value:
     if p.shape != (groups,):
         raise ValueError(f"parameter '{p.name}' {p.type} has neither one element per channel nor one per group")
     return node.emit(Reshape((channels,)), node.emit(Expand((groups, channels // groups)), node.emit(Reshape((groups, 1)), p)))
+
+
+@IMPORTERS.register("LpNormalization")
+def lp_normalization(node: Node, x: Value) -> Value:
+    """x over the sum of its absolute values, or over the root of the sum of its squares, along one axis."""
+    axis = node.axis(x.type.rank)
+    if node.integer("p") == 1:
+        norm = node.emit(Reduce(Reduction.sum, (axis,)), node.emit(pw.Abs(), x))
+    else:
+        norm = node.emit(pw.Sqrt(), node.emit(Reduce(Reduction.sum, (axis,)), node.emit(pw.Mul(), x, x)))
+    smallest = float(np.finfo(x.type.dtype.numpy).tiny)  # 0 / 0 is 0
+    return node.emit(pw.Div(), x, node.emit(pw.Clip(lo=smallest), norm))
 
 
 @IMPORTERS.register("LRN")

@@ -192,6 +192,12 @@ def xor(node: Node, a: Value, b: Value) -> Value:
     return node.emit(pw.Not(), node.emit(pw.Equal(), a, b))
 
 
+@IMPORTERS.register("IsNaN")
+def is_nan(node: Node, x: Value) -> Value:
+    """What does not equal itself."""
+    return node.emit(pw.Not(), node.emit(pw.Equal(), x, x))
+
+
 @IMPORTERS.register("Where")
 def where(node: Node, condition: Value, a: Value, b: Value) -> Value:
     """a where the condition holds, else b."""

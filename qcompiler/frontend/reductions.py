@@ -38,6 +38,25 @@ def reduce_l2(node: Node, x: Value, axes: Value | None = None) -> Value:
     return node.emit(pw.Sqrt(), _reduce(node, Reduction.sum, node.emit(pw.Mul(), x, x), axes))
 
 
+@IMPORTERS.register("ReduceLogSum")
+def reduce_log_sum(node: Node, x: Value, axes: Value | None = None) -> Value:
+    """Logarithm of the sum."""
+    return node.emit(pw.Log(), _reduce(node, Reduction.sum, x, axes))
+
+
+@IMPORTERS.register("ReduceLogSumExp")
+def reduce_log_sum_exp(node: Node, x: Value, axes: Value | None = None) -> Value:
+    """Logarithm of the sum of exponentials, the greatest element taken out before: m + log(sum(exp(x - m)))."""
+    given = node.static_integers(axes, "axes") if axes is not None else node.integers("axes")
+    wanted = tuple(sorted({node.axis(x.type.rank, a, "axes") for a in given or range(x.type.rank)}))
+    if not given and node.attributes.get("noop_with_empty_axes"):
+        return x
+    greatest = node.emit(Reduce(Reduction.max, wanted), x)
+    total = _reduce(node, Reduction.sum, node.emit(pw.Exp(), node.emit(pw.Sub(), x, greatest)), axes)
+    kept = node.emit(Reduce(Reduction.max, wanted, bool(node.integer("keepdims"))), x)
+    return node.emit(pw.Add(), node.emit(pw.Log(), total), kept)
+
+
 def _reduce(node: Node, kind: Reduction, x: Value, axes: Value | None) -> Value:
     """`kind` over the node's axes; with no axes everything, or nothing where noop_with_empty_axes says so."""
     given = node.static_integers(axes, "axes") if axes is not None else node.integers("axes")

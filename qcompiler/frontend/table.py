@@ -6,13 +6,30 @@ from collections import ChainMap
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from qcompiler.frontend import constants, convolution, linear, movement, normalization, pointwise, pooling, quantization, reductions, resizing
+from qcompiler.frontend import (
+    attention,
+    constants,
+    contrib,
+    contrib_attention,
+    convolution,
+    einsum,
+    linear,
+    movement,
+    normalization,
+    pointwise,
+    pooling,
+    quantization,
+    reductions,
+    resizing,
+    static,
+)
 from qcompiler.frontend.node import Importer
 
-_FAMILIES = (constants, convolution, linear, movement, normalization, pointwise, pooling, quantization, reductions, resizing)
+_STANDARD = (attention, constants, convolution, einsum, linear, movement, normalization, pointwise, pooling, quantization, reductions, resizing)
+_FAMILIES = (*_STANDARD, static, contrib, contrib_attention)
 
 IMPORTERS: Mapping[str, Importer] = MappingProxyType(dict(ChainMap(*(f.IMPORTERS for f in _FAMILIES))))
-"""The importer of each supported operator of the default domain."""
+"""The importer of each supported operator; names of other domains have the domain before them."""
 
 READS_QUANTIZED = frozenset(
     {"DequantizeLinear", "Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Tile", "Expand"}

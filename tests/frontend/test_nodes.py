@@ -20,6 +20,10 @@ CROP = "coordinates outside of the image take a constant"
 ANTIALIAS = "more than two taps per axis"
 INDICES = "the indices of MaxPool"
 OLD = "opset 1"
+CAPPED = "softcap"
+LOGITS = "products of queries and keys as a result"
+CACHE = "lengths of a cache of keys and values"
+DIAGONAL = "the diagonal of a matrix"
 
 REFUSED = {
     "*bf16*": ELEMENT_TYPE,
@@ -37,6 +41,14 @@ REFUSED = {
     "batchnorm_*_training_mode": TRAINING,
     "training_dropout*": TRAINING,
     "*_empty_set*": EMPTY,
+    "tri[lu]_zero": EMPTY,
+    "attention_*softcap*": CAPPED,
+    "attention_*qk_matmul*": LOGITS,
+    "attention_*nonpad*": CACHE,
+    "attention_4d_diff_heads_mask4d_padded_kv": CACHE,
+    "attention_local_window_gqa_rank4_mask": CAPPED,
+    "attention_*ext_cache*": CACHE,
+    "einsum_batch_diagonal": DIAGONAL,
     "causal_conv_with_state_kernel_size_one_expanded": EMPTY,
     "constantofshape_int_shape_zero": EMPTY,
     "reshape_allowzero_reordered": EMPTY,
@@ -54,11 +66,15 @@ REFUSED = {
 }
 """Tests that are refused with an error, and why."""
 
-ACCEPTED = {"training_dropout_zero_ratio*"}
+ACCEPTED = {"training_dropout_zero_ratio*", "attention_*_expanded"}
 """Tests that pass although a pattern above matches."""
 
 DIFFERENT = {
     "resize_downsample_scales_linear_align_corners": "onnxruntime and we use the integer output size in the formula, the test 4 * 0.6 = 2.4",
+    **dict.fromkeys(
+        ("attention_4d_fp16", "attention_4d_causal_fp16", "attention_4d_gqa_with_past_and_present_fp16"),
+        "the expected values scale queries and keys by the root of the scale, so that float16 rounds elsewhere",
+    ),
     "causal_conv_with_state_silu_fp16_expanded": "the expected values are computed in float32, here float16 sums round",
 }
 """Tests whose expected values are not ours, and why."""
