@@ -17,6 +17,9 @@ from qcompiler.ir.ops import Concat, Const, Conv, Expand, Pad, PadMode, Reshape,
 from .layouts import CONSTANT, Buffer, Layout, Space, dense, dense_strides, itemsize
 from .partition import Step, program_inputs, program_outputs
 
+ROLES, SCRATCH = 4, 3
+"""Buffers that one value may have, see `Placement.home`; the last of them is the working memory of its kernel."""
+
 
 @dataclass(frozen=True)
 class Halo:
@@ -95,8 +98,8 @@ def _is_channel_slice(v: Value) -> bool:
 class Placement:
     """Layouts whose arena buffers are still apart: numbered, each from its own byte 0."""
 
-    def __init__(self, graph: Graph, steps: tuple[Step, ...]) -> None:
-        self.graph, self.steps = graph, steps
+    def __init__(self, graph: Graph, steps: tuple[Step, ...], scratch: Mapping[Value, int]) -> None:
+        self.graph, self.steps, self.scratch = graph, steps, scratch
         self.inputs, self.outputs = program_inputs(graph), program_outputs(graph)
         self.computed = {s.result: s for s in steps}
         self.halos: dict[Value, Halo] = {}
@@ -181,10 +184,10 @@ class Placement:
 
     def home(self, v: Value, role: int = 0) -> Layout:
         """A buffer of its own in the arena, with its halo. `role` 1 is the copy of a program input that convolutions read,
-        2 a dense intermediate."""
-        halo = Halo() if role == 2 else self.halos.get(v, Halo())
+        2 a dense intermediate, 3 working memory of the kernel that computes it."""
+        halo = Halo() if role >= 2 else self.halos.get(v, Halo())
         strides = dense_strides(halo.grown(v.shape), itemsize(v.type))
-        whole = Layout(Buffer(Space.arena, 3 * self.number[v] + role), 0, strides)
+        whole = Layout(Buffer(Space.arena, ROLES * self.number[v] + role), 0, strides)
         return whole.moved((0, halo.top, halo.left, 0)) if halo else whole
 
     def view(self, v: Value) -> Layout | None:

@@ -16,7 +16,7 @@ The plan is a flat list of actions for the backend: `Run` a kernel, `Copy` betwe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +27,7 @@ from qcompiler.ir.ops import Concat, Expand, Pad, Reshape, Slice, Tile, Transpos
 from .arena import Block, arena_size, padded_size, place
 from .layouts import ARENA, Buffer, Layout, Space, dense, dense_strides, itemsize
 from .partition import Step
-from .placement import Halo, Placement, is_movement, slots
+from .placement import ROLES, SCRATCH, Halo, Placement, is_movement, slots
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,8 @@ class Run:
     step: Step
     operands: tuple[Layout, ...]
     result: Layout
+    scratch: Layout | None = None
+    """Working memory of the kernel, which it shares with nothing while it runs."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,14 @@ class Plan:
         return tuple(a for a in self.actions if isinstance(a, Fill))
 
 
-def plan_memory(graph: Graph, steps: Sequence[Step]) -> Plan:
-    """The plan of the integer `graph` whose kernels are `steps`, in that order."""
-    placement = Placement(graph, tuple(steps))
+def no_scratch(step: Step) -> int:
+    """No kernel needs working memory."""
+    return 0
+
+
+def plan_memory(graph: Graph, steps: Sequence[Step], scratch: Callable[[Step], int] = no_scratch) -> Plan:
+    """The plan of the integer `graph` whose kernels are `steps`, in that order, each with so many bytes of `scratch` memory."""
+    placement = Placement(graph, tuple(steps), {s.result: scratch(s) for s in steps})
     actions = tuple(_with_fills(_actions(placement), placement))
     blocks = place(_blocks(actions, placement))
     offsets = dict(zip(_arena_buffers(actions), (b.offset for b in blocks), strict=True))
@@ -111,7 +118,8 @@ def _actions(p: Placement) -> Iterator[Action]:
 
 
 def _run(s: Step, p: Placement) -> Run:
-    return Run(s, tuple(p.read(v, s) for v in s.operands), p.layout(s.result))
+    scratch = p.home(s.result, SCRATCH) if p.scratch.get(s.result) else None
+    return Run(s, tuple(p.read(v, s) for v in s.operands), p.layout(s.result), scratch)
 
 
 def _hand_out(p: Placement) -> Iterator[Copy]:
@@ -245,7 +253,7 @@ def _touched(a: Action) -> tuple[Buffer, ...]:
     """The arena buffers that an action reads or writes."""
     match a:
         case Run():
-            layouts: tuple[Layout, ...] = (*a.operands, a.result)
+            layouts: tuple[Layout, ...] = (*a.operands, a.result, *([a.scratch] if a.scratch else []))
         case Copy():
             layouts = (a.source, a.target)
         case Fill():
@@ -268,11 +276,13 @@ def _blocks(actions: Sequence[Action], p: Placement) -> list[Block]:
 
 
 def _block_name(b: Buffer, p: Placement) -> str:
-    return p.graph.order[b.index // 3].name + ("", " (copy)", " (dense)")[b.index % 3]
+    return p.graph.order[b.index // ROLES].name + ("", " (copy)", " (dense)", " (scratch)")[b.index % ROLES]
 
 
 def _nbytes(b: Buffer, p: Placement) -> int:
-    v, role = p.graph.order[b.index // 3], b.index % 3
+    v, role = p.graph.order[b.index // ROLES], b.index % ROLES
+    if role == SCRATCH:
+        return p.scratch[v]
     halo = Halo() if role == 2 else p.halos.get(v, Halo())
     return int(np.prod(halo.grown(v.shape), dtype=np.int64)) * itemsize(v.type)
 
@@ -284,7 +294,8 @@ def _resolve(layout: Layout, offsets: Mapping[Buffer, int]) -> Layout:
 def _resolved(a: Action, offsets: Mapping[Buffer, int]) -> Action:
     match a:
         case Run():
-            return Run(a.step, tuple(_resolve(x, offsets) for x in a.operands), _resolve(a.result, offsets))
+            scratch = _resolve(a.scratch, offsets) if a.scratch else None
+            return Run(a.step, tuple(_resolve(x, offsets) for x in a.operands), _resolve(a.result, offsets), scratch)
         case Copy():
             return replace(a, source=_resolve(a.source, offsets), target=_resolve(a.target, offsets))
         case Fill():

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .backends import reference
 from .ir.graph import Graph, Value
-from .ir.integer import IntConv, IntMatMul
+from .ir.integer import IntAttention, IntConv, IntMatMul
 from .ir.interpret import evaluate
 from .ir.ops import Const
 from .passes.partition import Step
@@ -105,6 +105,9 @@ def macs(v: Value) -> int:
     match v.op:
         case IntConv():
             return v.type.size * int(np.prod(v.inputs[1].shape[1:]))
+        case IntAttention():
+            (b, n, h, d), m = v.inputs[0].shape, v.inputs[1].shape[1]
+            return b * n * h * m * (d + v.shape[3])
         case IntMatMul():
             return v.type.size * v.inputs[0].shape[-1]
     return 0

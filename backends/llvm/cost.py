@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from qcompiler.ir.graph import Value
-from qcompiler.ir.integer import IntConv, IntMatMul, IntNormalize, IntResize, IntSoftmax, IntSumPool, Lookup
+from qcompiler.ir.integer import IntAttention, IntConv, IntMatMul, IntNormalize, IntResize, IntSoftmax, IntSumPool, Lookup
 from qcompiler.ir.ops import ArgMax, Gather, MaxPool, Resize
 from qcompiler.passes.plan_memory import Action, Copy, Fill, Run
 
@@ -22,6 +22,10 @@ MACS = {"vpdpbusd": 2.0, "maddubs": 1.0, "sdot": 1.7, "smull": 0.7}
 """Multiply-accumulates per nanosecond and byte of a vector register, by form of the dot product."""
 DEPTHWISE = 0.35
 """What part of that a depthwise convolution reaches."""
+ACTIVATIONS = 0.5
+"""What part of it attention reaches: its operands are packed first, and no sum of 16 bits is proven."""
+LOGITS = 0.04
+"""Logits per nanosecond and byte of a register: requantize, exponential, sum."""
 RESULTS = 0.25
 """Results per nanosecond and byte of a register: bias, requantize, store."""
 BYTES = 0.3
@@ -66,6 +70,10 @@ def _macs(v: Value, target: Target) -> float:
         case IntConv(groups=groups):
             depthwise = groups > 1 and groups == v.inputs[1].shape[0]
             return v.type.size * int(np.prod(v.inputs[1].shape[1:])) / (rate * (DEPTHWISE if depthwise else 1.0))
+        case IntAttention():
+            (b, n, h, d), m, e = v.inputs[0].shape, v.inputs[1].shape[1], v.shape[3]
+            seen = b * n * h * m / (2 if v.op.causal else 1)
+            return seen * ((d + e) / (rate * ACTIVATIONS) + 1 / (LOGITS * target.vector_bytes))
         case IntMatMul():
             return v.type.size * v.inputs[0].shape[-1] / (rate * 0.25)
         case IntNormalize():

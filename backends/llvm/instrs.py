@@ -100,10 +100,10 @@ def adjacent_sums(b: Any, x: Any, group: int) -> Any:
     return total
 
 
-def _dot4(signed_x: bool) -> Meaning:
+def _dot4(signed_x: bool, signed_w: bool = True) -> Meaning:
     def meaning(b: Any, acc: Any, x: Any, w: Any) -> Any:
         cast = vector_type((4 * acc.type.count, 8))
-        wide = (widen(b, b.bitcast(x, cast), 32, signed_x), widen(b, b.bitcast(w, cast), 32))
+        wide = (widen(b, b.bitcast(x, cast), 32, signed_x), widen(b, b.bitcast(w, cast), 32, signed_w))
         return b.add(acc, adjacent_sums(b, b.mul(*wide), 4))
 
     return meaning
@@ -160,8 +160,16 @@ def _mull(b: Any, x: Any, y: Any) -> Any:
     return b.mul(widen(b, x, 16), widen(b, y, 16))
 
 
+def _mull_unsigned(b: Any, x: Any, y: Any) -> Any:
+    return b.mul(widen(b, x, 16, signed=False), widen(b, y, 16, signed=False))
+
+
 def _pairwise_accumulate(b: Any, x: Any) -> Any:
     return adjacent_sums(b, widen(b, x, 32), 2)
+
+
+def _pairwise_unsigned(b: Any, x: Any) -> Any:
+    return adjacent_sums(b, widen(b, x, 32, signed=False), 2)
 
 
 def _pshufb(b: Any, x: Any, index: Any) -> Any:
@@ -237,6 +245,9 @@ PSHUFB = {
     512: _x86("vpshufb", "avx512bw", "avx512.pshuf.b.512", (64, 8), (64, 8), _pshufb),
 }
 SDOT = Instr("sdot", "dotprod", "llvm.aarch64.neon.sdot.v4i32.v16i8", ((4, 32), (16, 8), (16, 8)), (4, 32), _dot4(signed_x=True))
+UDOT = Instr("udot", "dotprod", "llvm.aarch64.neon.udot.v4i32.v16i8", ((4, 32), (16, 8), (16, 8)), (4, 32), _dot4(signed_x=False, signed_w=False))
+UMULL = Instr("umull", "neon", "llvm.aarch64.neon.umull.v8i16", ((8, 8), (8, 8)), (8, 16), _mull_unsigned)
+UADDLP = Instr("uaddlp", "neon", "llvm.aarch64.neon.uaddlp.v4i32.v8i16", ((8, 16),), (4, 32), _pairwise_unsigned)
 SMULL = Instr("smull", "neon", "llvm.aarch64.neon.smull.v8i16", ((8, 8), (8, 8)), (8, 16), _mull)
 SADDLP = Instr("saddlp", "neon", "llvm.aarch64.neon.saddlp.v4i32.v8i16", ((8, 16),), (4, 32), _pairwise_accumulate)
 SQRDMULH = Instr("sqrdmulh", "neon", "llvm.aarch64.neon.sqrdmulh.v8i16", ((8, 16), (8, 16)), (8, 16), _qrdmulh)
@@ -247,8 +258,11 @@ TBL4 = Instr("tbl", "neon", "llvm.aarch64.neon.tbl4.v16i8", ((16, 8),) * 5, (16,
 INSTRS: tuple[Instr, ...] = (
     *(i for table in (VPDPBUSD, MADDUBS, MADD, SIGN, PACK16, PACK8, MULHRS, MULH, PSHUFB) for i in table.values()),
     SDOT,
+    UDOT,
     SMULL,
+    UMULL,
     SADDLP,
+    UADDLP,
     SQRDMULH,
     SQXTN16,
     SQXTN8,

@@ -20,10 +20,17 @@ TABLE = 256
 
 def emit_lookup(x: Val, table: Ptr) -> Val:
     """table[x + 128] for each 8-bit lane."""
-    k = x.k
-    unsigned = x ^ x.splat(-128)
-    rows = [_row(k, table + 16 * i) for i in range(16)]
-    return unsigned.map(lambda r: _shuffled(k, r, rows))
+    return emit_lookup_in(x, table_rows(x.k, table))
+
+
+def table_rows(k: Kernel, table: Ptr) -> list[Any]:
+    """The registers of a table, for `emit_lookup_in`."""
+    return [_row(k, table + 16 * i) for i in range(16)]
+
+
+def emit_lookup_in(x: Val, rows: list[Any]) -> Val:
+    """As `emit_lookup`, of a table that has been loaded."""
+    return (x ^ x.splat(-128)).map(lambda r: _shuffled(x.k, r, rows))
 
 
 def _row(k: Kernel, p: Ptr) -> Any:

@@ -35,6 +35,7 @@ from .codegen import emit_assembly, emit_object, optimized
 from .cost import conversion, nanoseconds
 from .dsl import I32, PTR, Kernel, Ptr
 from .kernels.table import plan as plan_action
+from .kernels.table import scratch_of
 from .launch import Address, Argument, Data, Launch
 from .parallel import ALL, CONTEXT, PARALLEL, Emit, Work, context_of, emit_stages
 from .pool import emit_pool
@@ -116,7 +117,7 @@ class Linker:
 
     def link(self, graph: Graph, steps: Sequence[Step]) -> ObjectCode:
         """Plan memory and launches, and compile."""
-        plan = plan_memory(graph, steps)
+        plan = plan_memory(graph, steps, scratch_of(self.target))
         planned = [(launch, nanoseconds(action, self.target)) for action in plan.actions for launch in plan_action(action, self.target)]
         launches = tuple(launch for launch, _ in planned)
         self._times = tuple(time for _, time in planned)

@@ -1,12 +1,13 @@
 """Attention over int8 queries, keys and values, in integers; no probability is ever rounded to 8 bits.
 
     a    = sum_d (q_d - z_q)(k_d - z_k)                 exact in 32 bits
-    x    = sat16(requantize16(a) + bias)                logits in units of 1/40, `numerics.requantize.requantize_wide`
+    x    = sat16'(requantize16(a) + bias)               logits in units of 1/40, `numerics.requantize.requantize_wide`
     e_m  = table[min(max x - x_m, 255)], 0 where masked exponentials in [0, 255]
     s    = max(sum e_m, 1)
     acc  = sum_m e_m (v_m - z_v)                        exact in 32 bits up to 33,000 positions
     y    = requantize(acc, shift_s, q_s, z_y)           S_v / (S_y s) as a multiplier of the row, `row_multiplier`
 
+sat16' saturates to [-(2^15 - 1), 2^15 - 1], where `requantize_wide` stays anyway: -2^15 marks hidden positions in kernels.
 exp is taken of differences to the row's maximum, so logits need no calibrated range: 255 steps of 1/40 reach exp(-6.4), below
 half of 1/255, and 16 bits of logits reach +-800. Division by the sum is postponed until after the product with the values (Milakov &
 Gimelshein 2018, "Online normalizer calculation for softmax"), where it costs one multiplier per row.
@@ -103,7 +104,7 @@ def attention(
         seen &= np.arange(m)[None, :] <= np.arange(n)[:, None] + (m - n)
     if bias is not None:
         seen &= bias > MASKED
-        x = np.clip(x + bias, -(1 << 15), (1 << 15) - 1)
+        x = np.clip(x + bias, MASKED + 1, (1 << 15) - 1)
     if mask is not None:
         seen &= mask
     e = exponentials(x, seen, constants.table)

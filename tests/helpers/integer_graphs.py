@@ -10,6 +10,7 @@ import numpy as np
 from qcompiler.ir.graph import Graph, Value, apply
 from qcompiler.ir.integer import (
     Clamp,
+    IntAttention,
     IntCast,
     IntConv,
     IntMatMul,
@@ -46,6 +47,8 @@ from qcompiler.ir.ops import (
     constant,
 )
 from qcompiler.ir.types import DType, Quantization, TensorType, quantized
+from qcompiler.numerics.attention import exp_table as exp_of_attention
+from qcompiler.numerics.attention import logit_multiplier, value_multiplier
 from qcompiler.numerics.normalize import affine, epsilon_term
 from qcompiler.numerics.requantize import multiplier
 from qcompiler.numerics.softmax import exp_table
@@ -184,6 +187,18 @@ class Builder:
     def softmax(self, x: Value, axis: int) -> Value:
         out = quantized(x.shape, Quantization.per_tensor(1 / 256, -128))
         return self.apply(IntSoftmax(axis, out), x, self.const(exp_table(SCALE)))
+
+    def attention(
+        self, q: Value, k: Value, v: Value, bias: np.ndarray | None = None, mask: Value | None = None, causal: bool = False, gain: float = 8.0, **kw
+    ) -> Value:
+        """Logits of some +-`gain` nats; `bits` asks for the table of a logarithmic quantizer, `fine` for results finer than the values."""
+        typical = 70.0 * 70.0 * q.shape[3] ** 0.5
+        fine = kw.get("fine", 3.0)
+        logits, values = logit_multiplier(gain / 3 / typical), value_multiplier(SCALE, SCALE / fine)
+        out = quantized((*q.shape[:3], v.shape[3]), Quantization.per_tensor(SCALE / fine, int(self.rng.integers(-128, 128))))
+        op = IntAttention(out, (logits.shift, logits.q), (values.shift, values.q), causal, bias is not None, mask is not None)
+        rest = ([] if bias is None else [self.const(bias.astype(np.int16))]) + ([] if mask is None else [mask])
+        return self.apply(op, q, k, v, self.const(exp_of_attention(kw.get("bits"))), *rest)
 
     def normalize(self, x: Value, centered: bool = True, bits: int = 8, epsilon: float = 1e-5) -> Value:
         """x of 8 or 16 bits, whatever its scale, to values with a standard deviation of about 40 (5000 in 16 bits)."""

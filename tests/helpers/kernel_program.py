@@ -10,6 +10,7 @@ from llvmlite import ir
 from qcompiler.backends.llvm.codegen import jit
 from qcompiler.backends.llvm.dsl import I32, PTR, Kernel
 from qcompiler.backends.llvm.kernels.table import plan as plan_action
+from qcompiler.backends.llvm.kernels.table import scratch_of
 from qcompiler.backends.llvm.launch import Address, Data
 from qcompiler.backends.llvm.target import TARGETS, Target
 from qcompiler.ir.graph import Graph
@@ -31,7 +32,7 @@ class KernelProgram:
 
     def __init__(self, graph: Graph, target: Target) -> None:
         self.target = target
-        self.plan = plan_memory(graph, partition(graph))
+        self.plan = plan_memory(graph, partition(graph), scratch_of(target))
         self.launches = [launch for action in self.plan.actions for launch in plan_action(action, target)]
         self.module = ir.Module("test")
         self.functions: dict[tuple[object, object], ir.Function] = {}

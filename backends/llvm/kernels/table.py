@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from qcompiler.backends.llvm.launch import Launch, Planner
 from qcompiler.backends.llvm.target import Target
 from qcompiler.errors import UnsupportedModel
 from qcompiler.ir.integer import (
     Clamp,
+    IntAttention,
     IntCast,
     IntConv,
     IntMatMul,
@@ -25,8 +26,11 @@ from qcompiler.ir.integer import (
     Lookup,
 )
 from qcompiler.ir.ops import ArgMax, Gather, MaxPool, Op, Pad, Reduce, Resize
+from qcompiler.passes.partition import Step
 from qcompiler.passes.plan_memory import Action, Copy, Fill, Run
 
+from .attention import plan_attention
+from .attention_plan import attention_scratch
 from .cast import plan_cast
 from .elementwise import plan_lookup, plan_mul, plan_pointwise, plan_sum
 from .gather import plan_gather
@@ -56,6 +60,7 @@ PLANNERS: dict[type[Op], Planner] = {
     ArgMax: plan_argmax,
     IntResize: plan_resize,
     IntSoftmax: plan_softmax,
+    IntAttention: plan_attention,
     IntNormalize: plan_normalize,
     IntRotate: plan_rotate,
     IntCast: plan_cast,
@@ -63,6 +68,15 @@ PLANNERS: dict[type[Op], Planner] = {
     Pad: plan_take,
     Resize: plan_take,
 }
+
+
+def scratch_of(target: Target) -> Callable[[Step], int]:
+    """The bytes of working memory of each step's kernel, for `plan_memory`."""
+
+    def scratch(step: Step) -> int:
+        return attention_scratch(step, target) if isinstance(step.producer.op, IntAttention) else 0
+
+    return scratch
 
 
 def plan(action: Action, target: Target) -> Iterable[Launch]:
