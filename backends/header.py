@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qcompiler.runtime.arena import ALIGNMENT
-from qcompiler.runtime.artifact import Interface, Platform, Tensor
+from qcompiler.runtime.artifact import OUT_OF_RANGE, Interface, Platform, Tensor
 from qcompiler.runtime.workers import SIZE as POOL_SIZE
 
 _TOP = """\
@@ -12,7 +14,8 @@ _TOP = """\
  * The program computes in integers, keeps no state, allocates nothing and calls nothing. It is re-entrant: threads may run it
  * at the same time, each with an arena of its own. Link {library}, or {object}.
  *
- *     static signed char input[{guard}_INPUT_0_SIZE], output[{guard}_OUTPUT_0_SIZE];
+ *     static {input_type} input[{guard}_INPUT_0_SIZE];
+ *     static {output_type} output[{guard}_OUTPUT_0_SIZE];
  *     const void *inputs[] = {{input}};
  *     void *outputs[] = {{output}};
  *     {prefix}_run(inputs, outputs, arena);
@@ -36,7 +39,7 @@ extern "C" {{
 """
 
 _BOTTOM = """
-/* Quantized arrays in and out, dense, in the order and of the integer types given above. Returns 0. */
+/* Quantized arrays in and out, dense, in the order and of the integer types given above. Returns 0{status}
 int {prefix}_run(const void *const *inputs, void *const *outputs, void *arena);
 
 /* The same on real numbers: quantizes the inputs before and dequantizes the outputs after. Arrays are of the float types given above. */
@@ -49,6 +52,12 @@ int {prefix}_run_f32(const void *const *inputs, void *const *outputs, void *aren
 #endif /* {guard}_H */
 """
 
+_STATUS = """, or {guard}_OUT_OF_RANGE + 256 * i where
+ * inputs[i] is the first that holds an integer outside of its interval LOW to HIGH: then nothing is computed, and outputs stay as they are. */
+#define {guard}_OUT_OF_RANGE {out_of_range}"""
+
+_C_TYPES = {"int8": "signed char", "uint8": "unsigned char", "bool": "unsigned char", "float32": "float"}
+"""Of the types of numpy; others are called as in <stdint.h>."""
 
 _PARALLEL = """
 /* The same on several threads, with the same results whatever their number. `parallel_for` is yours: it calls task(context, i) for every
@@ -79,17 +88,35 @@ def header(interface: Interface, target: Platform, tool: str, files: tuple[str, 
     names = {"prefix": interface.prefix, "guard": interface.prefix.upper()}
     sizes = {"arena": interface.arena_size, "weights": interface.weights_size, "alignment": ALIGNMENT}
     counts = {"inputs": len(interface.inputs), "outputs": len(interface.outputs)}
+    types = {"input_type": _c_type(interface.inputs), "output_type": _c_type(interface.outputs)}
     about = {"tool": tool, "target": target.name, "triple": target.triple, "features": ", ".join(target.features) or "nothing beyond the triple"}
-    top = _TOP.format(**names, **sizes, **counts, **about, object=files[0], library=files[1])
+    top = _TOP.format(**names, **sizes, **counts, **types, **about, object=files[0], library=files[1])
     parallel = _PARALLEL.format(**names, pool_size=POOL_SIZE) if interface.parallel else ""
     tensors = [_tensor(interface, "INPUT", i, t) for i, t in enumerate(interface.inputs)]
     tensors += [_tensor(interface, "OUTPUT", i, t) for i, t in enumerate(interface.outputs)]
-    return top + "".join(tensors) + _BOTTOM.format(**names, parallel=parallel)
+    return top + "".join(tensors) + _BOTTOM.format(**names, parallel=parallel, status=_status(interface, names))
+
+
+def _status(interface: Interface, names: dict[str, str]) -> str:
+    """The rest of the sentence on what entries return, and of its comment."""
+    bounded = any(t.bounded for t in interface.inputs)
+    return _STATUS.format(**names, out_of_range=OUT_OF_RANGE) if bounded else ". */"
+
+
+def _c_type(tensors: Sequence[Tensor]) -> str:
+    """Type of the elements of the first of `tensors`."""
+    return c_type(tensors[0].storage) if tensors else "signed char"
+
+
+def c_type(storage: str) -> str:
+    """What C calls a type of numpy's."""
+    return _C_TYPES.get(storage, f"{storage}_t")
 
 
 def _tensor(interface: Interface, kind: str, index: int, tensor: Tensor) -> str:
     shape = " x ".join(map(str, tensor.shape)) or "a scalar"
-    types = tensor.storage if tensor.dtype == tensor.storage else f"{tensor.storage} (for {interface.prefix}_run_f32: {tensor.dtype})"
+    types = f"{c_type(tensor.storage)} const *" if kind == "INPUT" and tensor.scale is None else tensor.storage
+    types = types if tensor.dtype == tensor.storage else f"{tensor.storage} (for {interface.prefix}_run_f32: {tensor.dtype})"
     title = f"\n/* {kind.lower()}s[{index}] '{_plain(tensor.name)}': {types}, {shape} */\n"
     return title + "".join(f"#define {interface.prefix.upper()}_{kind}_{index}_{key} {value}\n" for key, value in _facts(tensor).items())
 
@@ -98,6 +125,8 @@ def _facts(tensor: Tensor) -> dict[str, str]:
     facts = {"SIZE": f"{tensor.size} /* elements */", "RANK": str(len(tensor.shape))}
     if tensor.shape:
         facts["SHAPE"] = "{" + ", ".join(map(str, tensor.shape)) + "}"
+    if tensor.bounded:
+        facts |= dict(zip(("LOW", "HIGH"), (f"({bound})" for bound in tensor.interval)))
     if tensor.scale is not None:
         facts |= {"SCALE": repr(float(tensor.scale)), "ZERO_POINT": f"({tensor.zero_point})"}
     return facts

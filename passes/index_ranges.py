@@ -13,8 +13,10 @@ indices that come from elsewhere are proven at compile time (`index_problem`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.integer import IntAttention, IntCast
@@ -77,6 +79,20 @@ def _is_mask(user: Value, i: Value) -> bool:
     if isinstance(user.op, Cast):
         return user.op.dtype is DType.bool
     return isinstance(user.op, (Attention, IntAttention)) and user.op.mask and user.inputs[-1] is i and i not in user.inputs[:-1]
+
+
+def indexed_rows(graph: Graph, v: Value) -> int:
+    """The length of the shortest axis that the graph input `v` counts in; 0 where it is no index."""
+    return min((n for n in (_indexed(u, i) for u, i in _readers(graph, v)) if n), default=0)
+
+
+def out_of_range(graph: Graph, v: Value, data: NDArray[Any]) -> str | None:
+    """What is wrong with `data` as the graph input `v`: expected, found and where; None if nothing is."""
+    interval = input_interval(graph, v)
+    if interval is None or not data.size or (data.min() >= interval[0] and data.max() <= interval[1]):
+        return None
+    place = tuple(int(i) for i in np.argwhere((data < interval[0]) | (data > interval[1]))[0])
+    return f"expected integers in [{interval[0]}, {interval[1]}], found {data[place]} at {list(place)}"
 
 
 def index_problem(index: Value, size: int) -> str | None:

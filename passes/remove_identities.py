@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import inf
 
 from qcompiler.ir.graph import Declined, Graph, Rule, Sweep, Value, apply, rewrite
-from qcompiler.ir.ops import Cast, Concat, Const, Dequantize, Expand, Pad, PadMode, Reduce, Reshape, Resize, Slice, Tile, Transpose
+from qcompiler.ir.ops import Cast, Concat, Const, Dequantize, Expand, Gather, Pad, PadMode, Reduce, Reshape, Resize, Slice, Tile, Transpose
 from qcompiler.ir.pointwise import Binary, Clip
+from qcompiler.ir.types import DType
 
 from .axes import compose, moves_data
 
@@ -104,4 +105,25 @@ def _keeps_axis(c: Value, shape: tuple[int, ...]) -> bool:
     return axis is None or c.shape[: axis + 1] == shape[: axis + 1]
 
 
-RULES: tuple[Rule, ...] = (drop_no_op, compose_movement, flatten_concat, drop_expand, move_before_dequantize)
+def drop_index_cast(v: Value, sweep: Sweep) -> Value | None:
+    """gather(x, cast(i)) = gather(x, i) between int32 and int64, also through movement: whatever is a valid index fits both. What is
+    cast further need not be cast on the way."""
+    match v:
+        case Value(Gather(), (x, index)) if (plain := _without_casts(index)) is not index:
+            return apply(v.op, x, plain, name=v.name)
+        case Value(Cast(), (x,)) if not x.type.dtype.is_float and (plain := _without_casts(x)) is not x:
+            return apply(v.op, plain, name=v.name)
+    return None
+
+
+def _without_casts(index: Value) -> Value:
+    """`index` of the integers that it was made from, moved about as it is."""
+    match index:
+        case Value(Cast(), (x,)) if {index.type.dtype, x.type.dtype} <= {DType.i32, DType.i64}:
+            return _without_casts(x)
+        case Value(Reshape() | Slice() | Transpose() | Expand() | Tile(), (x,)) if (plain := _without_casts(x)) is not x:
+            return apply(index.op, plain, name=index.name)
+    return index
+
+
+RULES: tuple[Rule, ...] = (drop_no_op, compose_movement, flatten_concat, drop_expand, move_before_dequantize, drop_index_cast)

@@ -26,12 +26,14 @@ from .frontend import import_model
 from .ir.graph import Graph
 from .ir.serialize import graph_to_bytes
 from .passes.calibrate import synthetic_batches
+from .passes.index_ranges import out_of_range
 from .passes.partition import Step, partition
 from .passes.pipeline import Options, Quantized, quantize
 from .passes.watch import dump
 from .profile import Profile, profile
 from .report import Feeds, Report, build_report
 from .runtime.artifact import Interface
+from .runtime.errors import InputError
 
 Array = NDArray[Any]
 Model = str | PathLike[str] | onnx.ModelProto
@@ -210,7 +212,10 @@ class Program:
 
 
 def reference_run(graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """`reference.run` with a leading batch looped over, as programs do."""
+    """`reference.run` with a leading batch looped over, as programs do. InputError where they refuse their inputs."""
+    for v in graph.inputs:
+        if problem := out_of_range(graph, v, np.asarray(feeds[v.name])):
+            raise InputError(f"input '{v.name}': {problem}")
     rows = [reference.run(graph, f) for f in split_batch(graph, feeds)]
     return {name: np.concatenate([r[name] for r in rows]) if rows[0][name].ndim else rows[0][name] for name in graph.output_names}
 
@@ -240,5 +245,3 @@ class _Kept:
 def _first_samples(graph: Graph, batches: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
     converted = ({v.name: np.asarray(b[v.name], v.type.dtype.numpy) for v in graph.inputs} for b in batches)
     return islice((s for batch in converted for s in split_batch(graph, batch)), REPORT_SAMPLES)
-
-

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import UsageError
 from qcompiler.ir.graph import Graph, Value
-from qcompiler.ir.ops import Cast, Gather, Reshape
 from qcompiler.ir.types import DType
+from qcompiler.passes.index_ranges import INDICES, indexed_rows, out_of_range
 
 Feeds = Mapping[str, NDArray[np.generic]]
 
@@ -23,6 +23,9 @@ def samples(graph: Graph, batch: Feeds) -> Iterator[dict[str, NDArray[np.generic
     """
     _check_names(graph, batch)
     arrays = {v.name: checked(v, batch[v.name]) for v in graph.inputs}
+    for v in graph.inputs:
+        if problem := out_of_range(graph, v, arrays[v.name]):
+            raise UsageError(f"calibration input '{v.name}': {problem}. Tokenize with the model's own vocabulary.")
     counts = {v.name: _repetitions(v, arrays[v.name]) for v in graph.inputs}
     if len(set(counts.values())) > 1:
         raise UsageError(f"calibration batch: inputs hold different numbers of samples: {counts}. Feed as many of each.")
@@ -45,6 +48,8 @@ def checked(v: Value, data: NDArray[np.generic]) -> NDArray[np.generic]:
     _check_kind(v, array)
     if array.dtype.kind == "f":
         _check_finite(v, array)
+    else:
+        _check_width(v, array)
     return np.ascontiguousarray(array, v.type.dtype.numpy)
 
 
@@ -75,6 +80,15 @@ def _check_finite(v: Value, array: NDArray[np.generic]) -> None:
         raise UsageError(f"calibration input '{v.name}': expected finite numbers, found {array[at]} at {at}. {remedy}")
 
 
+def _check_width(v: Value, array: NDArray[np.generic]) -> None:
+    """Integers of another width must be the same numbers in that of the graph."""
+    dtype = v.type.dtype.numpy
+    if dtype.kind in "iu" and array.dtype.kind in "iu" and array.size and not np.can_cast(array.dtype, dtype):
+        least, greatest, bounds = int(np.min(array)), int(np.max(array)), np.iinfo(dtype)
+        if least < bounds.min or greatest > bounds.max:
+            raise UsageError(f"calibration input '{v.name}': expected {dtype}, found {array.dtype} in [{least}, {greatest}], which does not fit.")
+
+
 def _repetitions(v: Value, array: NDArray[np.generic]) -> int:
     return array.shape[0] // v.shape[0] if v.shape else 1
 
@@ -84,7 +98,7 @@ def _sample(v: Value, array: NDArray[np.generic], i: int) -> NDArray[np.generic]
 
 
 def synthetic_batches(graph: Graph, count: int, seed: int = 0) -> Iterator[dict[str, NDArray[np.generic]]]:
-    """`count` invented samples, always the same for one seed: standard normal floats, integers that are valid indices."""
+    """`count` invented samples, always the same for one seed: standard normal floats, random rows of tables, and masks that hide nothing."""
     generator = np.random.default_rng(seed)
     for _ in range(count):
         yield {v.name: _invented(v, graph, generator) for v in graph.inputs}
@@ -94,18 +108,8 @@ def _invented(v: Value, graph: Graph, generator: np.random.Generator) -> NDArray
     dtype = v.type.dtype
     if dtype.is_float:
         return generator.standard_normal(v.shape).astype(dtype.numpy)
-    bound = 2 if dtype is DType.bool else _index_bound(v, graph)
-    return generator.integers(0, bound, v.shape).astype(dtype.numpy)
-
-
-def _index_bound(v: Value, graph: Graph) -> int:
-    """Up to where an integer input may count: the length of the shortest axis it indexes, 2 if none (masks)."""
-    pending, bounds = [v], list[int]()
-    while pending:
-        i = pending.pop()
-        for user in graph.uses[i]:
-            if isinstance(user.op, Gather) and user.inputs[1] is i:
-                bounds.append(user.inputs[0].shape[user.op.axis])
-            elif isinstance(user.op, Cast | Reshape):
-                pending.append(user)
-    return min(bounds, default=2)
+    if rows := indexed_rows(graph, v):
+        return generator.integers(0, rows, v.shape).astype(dtype.numpy)
+    if dtype in (*INDICES, DType.bool):
+        return np.ones(v.shape, dtype.numpy)
+    return generator.integers(0, 128, v.shape).astype(dtype.numpy)

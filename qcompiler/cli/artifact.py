@@ -43,7 +43,7 @@ def open_graph(folder: str) -> Graph:
 
 def inputs_of(interface: Interface) -> list[Input]:
     """What the program takes."""
-    return [Input(t.name, t.shape, t.dtype) for t in interface.inputs]
+    return [Input(t.name, t.shape, t.dtype, t.high) for t in interface.inputs]
 
 
 def report_of(manifest: Manifest) -> dict[str, Any]:

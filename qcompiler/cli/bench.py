@@ -77,10 +77,13 @@ def peer(model: FloatModel, feeds: dict[str, Any]) -> Any:
 
 
 def invented(wanted: Input) -> Any:
-    """Random numbers of the input's shape and type; zeros where it takes integers."""
-    if np.dtype(wanted.dtype).kind != "f":
-        return np.zeros(wanted.shape, wanted.dtype)
-    return np.random.default_rng(0).standard_normal(wanted.shape).astype(wanted.dtype)
+    """Random numbers of the input's shape and type; of integers, valid ones: rows of a table, and masks that hide nothing."""
+    generator = np.random.default_rng(0)
+    if np.dtype(wanted.dtype).kind == "f":
+        return generator.standard_normal(wanted.shape).astype(wanted.dtype)
+    if wanted.high is None or wanted.high <= 1:
+        return np.full(wanted.shape, 1 if wanted.high is None else wanted.high, wanted.dtype)
+    return generator.integers(0, wanted.high, wanted.shape, endpoint=True).astype(wanted.dtype)
 
 
 def described(artifact: str, target: str, threads: int, times: dict[str, Latency]) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class Input:
     name: str
     shape: tuple[int, ...]
     dtype: str
+    high: int | None = None
+    """The greatest integer that is taken, where not all are."""
 
     @property
     def rows(self) -> int:

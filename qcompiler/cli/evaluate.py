@@ -35,7 +35,12 @@ class Tally:
     noise: dict[str, float] = field(default_factory=dict)
 
     def count(self, ours: Array, real: Array | None, labels: Array | None) -> None:
-        """Count the classes that one output names."""
+        """Count the classes that one output names; where there is a label to each position, the class of each. Negative labels do not count."""
+        if labels is not None and labels.ndim > 1 and labels.shape == ours.shape[:-1]:
+            kept = labels >= 0
+            ours, real, labels = ours[kept], None if real is None else real[kept], labels[kept]
+            if not len(labels):
+                return
         named = classes(ours)
         self.samples += len(named)
         if labels is not None:
@@ -66,7 +71,8 @@ def classes(scores: Array) -> NDArray[np.int64]:
 def hits(named: Array, labels: Array) -> int:
     """How many are right."""
     if named.shape != labels.shape:
-        raise UsageError(f"expected one label per sample, found {list(labels.shape)} for {len(named)} samples; see --labels and --output")
+        expected = "expected one label per sample, or per position of an output [N, positions, classes]"
+        raise UsageError(f"{expected}; found {list(labels.shape)} for {len(named)} samples; see --labels and --output")
     return int((named == labels).sum())
 
 

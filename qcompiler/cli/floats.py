@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ class FloatModel:
 
     session: Any
     names: tuple[str, ...]
+    integers: Mapping[str, str] = field(default_factory=dict)
+    """Element types of the inputs that are integers."""
 
     @classmethod
     def open(cls, model: str | bytes, inputs: list[Input], threads: int = 0) -> FloatModel:
@@ -35,11 +38,13 @@ class FloatModel:
             if not fits(shapes[i.name], i.shape):
                 both = f"the float network takes '{i.name}' of shape {list(shapes[i.name])}, the compiled program {list(i.shape)}"
                 raise UsageError(f"{both}; name the network that was compiled")
-        return cls(session, tuple(o.name for o in session.get_outputs()))
+        integers = {i.name: i.dtype for i in inputs if np.dtype(i.dtype).kind in "iu"}
+        return cls(session, tuple(o.name for o in session.get_outputs()), integers)
 
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        """Outputs by name."""
-        return dict(zip(self.names, (np.asarray(a) for a in self.session.run(None, feeds))))
+        """Outputs by name; integers of another width are converted."""
+        given = {name: np.asarray(a, self.integers.get(name)) for name, a in feeds.items()}
+        return dict(zip(self.names, (np.asarray(a) for a in self.session.run(None, given))))
 
 
 def fits(declared: tuple[int | str | None, ...], shape: tuple[int, ...]) -> bool:

@@ -55,7 +55,12 @@ def whole(artifact: str, manifest: Manifest) -> dict[str, Any]:
 
 def tensor(t: Any) -> dict[str, Any]:
     """An input or output."""
-    return {"name": t.name, "shape": list(t.shape), "dtype": t.dtype, "storage": t.storage, "scale": t.scale, "zero_point": t.zero_point}
+    return {**asdict(t), "shape": list(t.shape)}
+
+
+def interval(t: dict[str, Any]) -> str | None:
+    """The integers that an input takes, where not all of them."""
+    return None if t["low"] is None else f"{t['low']} .. {t['high']}"
 
 
 def memory_map(graph: Graph) -> list[dict[str, Any]]:
@@ -125,8 +130,8 @@ def show_whole(facts: dict[str, Any]) -> None:
 def show_ends(facts: dict[str, Any]) -> None:
     """Inputs and outputs."""
     ends = [(way[:-1], t) for way in ("inputs", "outputs") for t in facts[way]]
-    rows = [(way, t["name"], f"{t['dtype']}{t['shape']}", t["storage"], t["scale"], t["zero_point"]) for way, t in ends]
-    show_table("Inputs and outputs", ["", "name", "type", "stored as", ">scale", ">zero point"], rows)
+    rows = [(way, t["name"], f"{t['dtype']}{t['shape']}", t["storage"], t["scale"], t["zero_point"], interval(t)) for way, t in ends]
+    show_table("Inputs and outputs", ["", "name", "type", "stored as", ">scale", ">zero point", "integers"], rows)
 
 
 def show_layers(layers: list[dict[str, Any]]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from functools import cache
+from pathlib import Path
+from shutil import which
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from qcompiler.backends.certificate import certify
 from qcompiler.backends.image import flatten, lay_out
 from qcompiler.backends.llvm.lower import ObjectCode, compile_object
 from qcompiler.backends.llvm.target import TARGETS, Target
+from qcompiler.backends.package import Artifact, write_artifact
 from qcompiler.errors import UnsupportedModel
 from qcompiler.ir.graph import Graph
 from qcompiler.ir.ops import Gather
@@ -185,6 +189,43 @@ def test_the_check_is_certified(target: Target) -> None:
         certificate = certify(code.object, entry, target.arch, callback)
         assert certificate.ok, "; ".join(map(str, certificate.findings[:5]))
         assert "model_check" in certificate.functions
+
+
+PROGRAM = """#include <stdint.h>
+#include <stdio.h>
+#include "model.h"
+static union { double align; unsigned char bytes[MODEL_ARENA_SIZE + MODEL_ARENA_ALIGNMENT]; } memory;
+static signed char x[MODEL_INPUT_0_SIZE], y[MODEL_OUTPUT_0_SIZE], z[MODEL_OUTPUT_1_SIZE];
+static int64_t tokens[MODEL_INPUT_1_SIZE];
+static int32_t kinds[MODEL_INPUT_2_SIZE];
+int main(void) {
+    const void *inputs[] = {x, tokens, kinds};
+    void *outputs[] = {y, z};
+    unsigned char *arena = memory.bytes;
+    while ((uintptr_t)arena % MODEL_ARENA_ALIGNMENT) arena++;
+    tokens[3] = MODEL_INPUT_1_HIGH;
+    kinds[0] = MODEL_INPUT_2_LOW;
+    printf("%d ", model_run(inputs, outputs, arena));
+    kinds[0]--;
+    printf("%d ", model_run(inputs, outputs, arena));
+    tokens[3]++;
+    printf("%d %d", model_run(inputs, outputs, arena), MODEL_OUT_OF_RANGE);
+    return 0;
+}
+"""
+
+
+@pytest.mark.skipif(which("cc") is None, reason="no C compiler")
+def test_the_header_tells_the_intervals(tmp_path: Path) -> None:
+    code = compiled(HERE[-1])
+    write_artifact(tmp_path / "model", Artifact.of_elf(code.object, code.interface, code.target), share=False)
+    assert f"'{code.interface.inputs[1].name}': int64_t const *, 1 x 13 */" in (tmp_path / "model" / "model.h").read_text()
+    (tmp_path / "main.c").write_text(PROGRAM)
+    subprocess.run(["cc", "-std=c99", "-Wall", "-Werror", "-Imodel", "main.c", "model/model.o", "-o", "main"], cwd=tmp_path, check=True)
+    assert subprocess.run([tmp_path / "main"], capture_output=True, check=True).stdout.split() == [b"0", b"514", b"258", b"2"]
+    loaded = runtime.load(tmp_path / "model")
+    assert loaded.interface == code.interface
+    check_refusals(loaded)
 
 
 def test_intervals_are_the_tightest() -> None:
