@@ -32,7 +32,7 @@ BYTES = 0.3
 """Bytes moved per nanosecond and byte of a register."""
 SCALAR = 1.5
 """Nanoseconds per element of what is not vectorized."""
-ROW = 20.0
+ROW = 6.0
 """Nanoseconds per row of a normalization, whatever its length: exponent and reciprocal root."""
 CONVERTED = 0.025
 """Elements quantized or dequantized per nanosecond and byte of a register."""

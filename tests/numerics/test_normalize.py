@@ -118,6 +118,16 @@ def test_reciprocal_roots_are_the_greatest(m: int) -> None:
     assert n.reciprocal_root(np.array([m]))[0] == min(isqrt((1 << 58) // m), (1 << 15) - 1)
 
 
+def test_roots_by_table_are_the_greatest_everywhere() -> None:
+    """Along each interval of the table the chord falls, and the root stays between the ends of its own interval: those ends are all there is."""
+    r = np.arange(1 << 14, 1 << 15)
+    last = (1 << 58) // (r * r)
+    ends = np.concatenate([last, last + 1, np.arange(64, 257) << 22, (np.arange(64, 257) << 22) - 1])
+    m = ends[(ends >= 1 << 28) & (ends < 1 << 30)]
+    assert len(m) > 1 << 15
+    np.testing.assert_array_equal(n.reciprocal_root_by_table(m), n.reciprocal_root(m))
+
+
 @given(st.integers(1, (1 << 62) - 1))
 def test_exponents_bring_sums_to_30_bits(v: int) -> None:
     e = n.exponent(np.array([v]))

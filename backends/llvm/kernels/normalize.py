@@ -25,7 +25,7 @@ from qcompiler.backends.llvm.target import Target
 from qcompiler.backends.llvm.words import pieces
 from qcompiler.ir.integer import IntNormalize
 from qcompiler.ir.types import Quantization
-from qcompiler.numerics.normalize import UNIT_BITS, fraction_bits, normalize_lanes
+from qcompiler.numerics.normalize import ROOT_FRACTION, ROOT_PARTS, ROOT_SHIFT, UNIT_BITS, fraction_bits, normalize_lanes, root_table
 from qcompiler.passes.layouts import Space
 from qcompiler.passes.plan_memory import Run
 
@@ -64,11 +64,11 @@ def plan_normalize(run: Run, target: Target) -> Iterable[Launch]:
     assert isinstance(op, IntNormalize)
     shape, (read, written) = merged(x.shape[:-1], [x.layout.strides[:-1], y.layout.strides[:-1]])
     quant = v.type.quant or Quantization.per_tensor(1.0)
-    numbers = (op.centered, x.zero_point, op.epsilon, op.shift, quant.qmin, quant.qmax)
-    config = NormalizeConfig(shape, read, written, x.shape[-1], (x.bits, y.bits), (x.space, y.space), *numbers)
+    settings = (op.centered, x.zero_point, op.epsilon, op.shift, quant.qmin, quant.qmax)
+    config = NormalizeConfig(shape, read, written, x.shape[-1], (x.bits, y.bits), (x.space, y.space), *settings)
     g, b = (data_of(i).astype(np.int64) for i in v.inputs[1:])
-    constants = Data(pack_constants(target, g, b))
-    yield Launch(emit_normalize, config, ("x", "y", "constants"), (x.argument, y.argument, constants), run.step.result.name)
+    numbers = Data(pack_constants(target, g, b)), Data(root_table().astype(np.int32).tobytes())
+    yield Launch(emit_normalize, config, ("x", "y", "constants", "roots"), (x.argument, y.argument, *numbers), run.step.result.name)
 
 
 def fitted_bits(target: Target, n: int) -> int:
@@ -105,11 +105,11 @@ class Row:
 
 
 def emit_normalize(k: Kernel, c: NormalizeConfig) -> None:
-    """The body of a function of ("x", "y", "constants")."""
-    x, y, constants = k.parameters
+    """The body of a function of ("x", "y", "constants", "roots")."""
+    x, y, constants, roots = k.parameters
     fitted = k.narrowed(fitted_bits(k.target, c.n))
     with walk(fitted, c.shape, (c.x, c.y), (x, y)) as ((source, out), _):
-        row = _row(fitted, c, *_sums(fitted, c, source))
+        row = _row(fitted, c, *_sums(fitted, c, source), roots)
         _each_block(fitted, c, lambda i, start, count: _block(fitted, c, row, (source, out, constants), (i, start, count)))
 
 
@@ -201,7 +201,7 @@ def _total(k: Kernel, x: Val) -> Any:
 # --- numbers of a row ----------------------------------------------------------------------------------------------------
 
 
-def _row(k: Kernel, c: NormalizeConfig, total: Any, squares: Any) -> Row:
+def _row(k: Kernel, c: NormalizeConfig, total: Any, squares: Any, roots: Ptr) -> Row:
     b, f = k.b, c.fraction
     mean = _mean(k, c, total) if c.centered else k.i64(c.zero_point << f)
     cross = b.sub(b.mul(k.i64(c.n), mean), b.shl(total, k.i64(f + 1)))
@@ -212,7 +212,7 @@ def _row(k: Kernel, c: NormalizeConfig, total: Any, squares: Any) -> Row:
     m = b.lshr(b.shl(v, b.shl(left, k.i64(1))), b.shl(right, k.i64(1)))
     half = b.lshr(b.shl(k.i64(1), right), k.i64(1))
     word = partial(_spread, k, bits=32)
-    return Row(word(mean), word(left), word(half), word(right), _spread(k, _reciprocal_root(k, m), 16))
+    return Row(word(mean), word(left), word(half), word(right), _spread(k, _reciprocal_root(k, m, roots), 16))
 
 
 def _mean(k: Kernel, c: NormalizeConfig, total: Any) -> Any:
@@ -222,20 +222,16 @@ def _mean(k: Kernel, c: NormalizeConfig, total: Any) -> Any:
     return b.sub(b.udiv(moved, k.i64(2 * c.n)), k.i64(up))
 
 
-def _reciprocal_root(k: Kernel, m: Any) -> Any:
-    """numerics.normalize.reciprocal_root, bit by bit as there: with r the bits so far, `left` is 2^58 - r^2 m and `twice` r m 2^(i+1), so that
-    bit i is set where (r + 2^i)^2 m - r^2 m = twice + 2^2i m is not more than what is left. No step multiplies."""
-    b, r = k.b, k.i64(1 << UNIT_BITS)
-    twice = b.shl(m, k.i64(2 * UNIT_BITS))
-    left = b.sub(k.i64(1 << (4 * UNIT_BITS + 2)), twice)
-    for i in range(UNIT_BITS - 1, -1, -1):
-        square = b.shl(m, k.i64(2 * i))
-        more = b.add(twice, square)
-        fits, halved = b.icmp_unsigned("<=", more, left), b.lshr(twice, k.i64(1))
-        left = b.select(fits, b.sub(left, more), left)
-        twice = b.select(fits, b.add(halved, square), halved)
-        r = b.select(fits, b.add(r, k.i64(1 << i)), r)
-    return r
+def _reciprocal_root(k: Kernel, m: Any, roots: Ptr) -> Any:
+    """numerics.normalize.reciprocal_root_by_table."""
+    b = k.b
+    place = b.sub(b.lshr(m, k.i64(ROOT_SHIFT)), k.i64(ROOT_PARTS // 3))
+    at = roots + Index(k, b.shl(place, k.i64(3)))
+    base, fall = k.load_index(at).ir, k.load_index(at + 4).ir
+    fallen = b.lshr(b.mul(fall, b.and_(m, k.i64((1 << ROOT_SHIFT) - 1))), k.i64(ROOT_SHIFT))
+    r = Index(k, b.lshr(b.sub(base, fallen), k.i64(ROOT_FRACTION))).minimum((1 << 15) - 1).ir
+    above = b.icmp_unsigned(">", b.mul(b.mul(r, r), m), k.i64(1 << (4 * UNIT_BITS + 2)))
+    return b.sub(r, b.zext(above, I64))
 
 
 def _positive(k: Kernel, x: Any) -> Any:
