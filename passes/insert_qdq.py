@@ -70,6 +70,8 @@ def _given(v: Value) -> Quantization | None:
 
 
 def _union(known: list[Quantization]) -> Quantization:
+    if coded := [q for q in known if q.levels is not None]:
+        return coded[0]  # the others move what the table gives
     if max(q.bits for q in known) > 8:
         return max(known, key=lambda q: (q.bits, q.scale))
     lo = min(q.scale[0] * (q.qmin - q.zero_point[0]) for q in known)

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from qcompiler.ir.graph import Declined, Graph, Value
 from qcompiler.ir.ops import Conv
+from qcompiler.ir.pointwise import Clip, Unary
 from qcompiler.ir.sequence import Normalize
 from qcompiler.ir.types import Quantization
 from qcompiler.ir.verify import Stage, verify
 
 from .calibrate import Statistics, calibrate, samples
 from .calibrate.choose import DEFAULT, Method, MinMax, choose
+from .calibrate.codebook import codebook
 from .covariances import covariances
 from .equalize import equalize
 from .equalize_attention import equalize_attention
@@ -132,6 +134,8 @@ def _choice(graph: Graph, v: Value, s: Statistics, method: Method, bits: int) ->
         return wide_quantization(s)
     if v in graph.outputs:
         return widened(choose(s, MinMax(), bits), OUTPUT_MARGIN)
+    if bits < 8 and isinstance(v.op, Unary) and not isinstance(v.op, Clip):
+        return codebook(s, bits)
     return choose(s, method, bits, seen=sole_function(graph, v))
 
 

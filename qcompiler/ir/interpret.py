@@ -92,7 +92,10 @@ def quantize(xp: Namespace, x: Array, type: TensorType) -> Array:
     scale, zero = _affine(xp, quant, x.ndim)
     steps = xp.astype(xp.round(xp.astype(x, xp.float32) / scale), xp.float64)
     steps = xp.where(xp.isnan(steps), xp.zeros_like(steps), steps) + xp.astype(zero, xp.float64)
-    return xp.astype(xp.clip(steps, quant.qmin, quant.qmax), dtype_in(xp, type.dtype))
+    q = xp.clip(steps, quant.qmin, quant.qmax)
+    if quant.levels is not None:
+        q = xp.take(xp.asarray(quant.nearest_level()), xp.astype(xp.reshape(q, (-1,)), xp.int64) - quant.qmin).reshape(q.shape)
+    return xp.astype(q, dtype_in(xp, type.dtype))
 
 
 def dequantize(xp: Namespace, q: Array, quant: Quantization) -> Array:

@@ -53,13 +53,15 @@ class Quantization:
     """An affine map from integers to reals, per tensor (one scale) or per slice along `axis`.
 
     `bits` is the width of the represented integers (at most that of the storage type). Weights are symmetric:
-    every zero point is 0 and -2^(bits-1) is not used.
+    every zero point is 0 and -2^(bits-1) is not used. With a codebook, `levels` are the only integers that occur, in order:
+    sixteen of them are four bits of information, unevenly spaced.
     """
 
     scale: tuple[float, ...]
     zero_point: tuple[int, ...]
     axis: int | None = None
     bits: int = 8
+    levels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(self.scale) != len(self.zero_point) or (self.axis is None and len(self.scale) != 1):
@@ -88,9 +90,16 @@ class Quantization:
         return np.array(self.scale, np.float64).reshape(shape), np.array(self.zero_point, np.int64).reshape(shape)
 
     def quantize(self, real: NDArray[np.generic]) -> NDArray[np.int64]:
-        """``clip(round(real / scale) + zero_point)``, ties to even, as ONNX QuantizeLinear."""
+        """``clip(round(real / scale) + zero_point)``, ties to even, as ONNX QuantizeLinear; then to the nearest of `levels`, the lower of two."""
         scale, zero = self.broadcast(real.ndim)
-        return np.clip(np.rint(real.astype(np.float64) / scale) + zero, self.qmin, self.qmax).astype(np.int64)
+        q = np.clip(np.rint(real.astype(np.float64) / scale) + zero, self.qmin, self.qmax).astype(np.int64)
+        return q if self.levels is None else self.nearest_level()[q - self.qmin]
+
+    def nearest_level(self) -> NDArray[np.int64]:
+        """For every integer from `qmin` on the one of `levels` that is nearest, the lower of two."""
+        levels = np.array(self.levels, np.int64)
+        middles = (levels[1:] + levels[:-1]) / 2
+        return np.asarray(levels[np.searchsorted(middles, np.arange(self.qmin, self.qmax + 1))])
 
     def dequantize(self, q: NDArray[np.generic]) -> NDArray[np.float64]:
         """``scale * (q - zero_point)``."""
