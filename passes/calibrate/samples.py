@@ -25,7 +25,7 @@ def samples(graph: Graph, batch: Feeds) -> Iterator[dict[str, NDArray[np.generic
     arrays = {v.name: checked(v, batch[v.name]) for v in graph.inputs}
     for v in graph.inputs:
         if problem := out_of_range(graph, v, arrays[v.name]):
-            raise UsageError(f"calibration input '{v.name}': {problem}. Tokenize with the model's own vocabulary.")
+            raise UsageError(f"calibration input '{v.name}': {problem}. Give it the model's own tokens, or a mask of zeros and ones.")
     counts = {v.name: _repetitions(v, arrays[v.name]) for v in graph.inputs}
     if len(set(counts.values())) > 1:
         raise UsageError(f"calibration batch: inputs hold different numbers of samples: {counts}. Feed as many of each.")
