@@ -124,12 +124,12 @@ def engines(c: Case, python: str, samples: int, reuse: bool) -> dict[str, tuple[
     folder = CACHE / digest(c, samples)
     data, artifact = stored(c, folder), folder / "ours"
     found = {OURS: (sys.executable, OURS, compiled(c, artifact, reuse)), "ORT float": (sys.executable, "ort", c.path)}
-    found["ORT int8"] = (sys.executable, "ort", quantized(sys.executable, "ort", c, data, folder / "ort.onnx"))
+    found["ORT int8"] = (sys.executable, "ort", quantized(sys.executable, "ort", c.path, data, folder / "ort.onnx"))
     if subprocess.run([python, "-c", "import openvino, nncf"], capture_output=True).returncode:
         click.echo(f"{python} has no openvino and nncf: pip install 'qcompiler[peers]'", err=True)
         return found
     found["OpenVINO float"] = (python, "openvino", c.path)
-    found["OpenVINO int8"] = (python, "openvino", quantized(python, "openvino", c, data, folder / "openvino.xml"))
+    found["OpenVINO int8"] = (python, "openvino", quantized(python, "openvino", c.path, data, folder / "openvino.xml"))
     return found
 
 
@@ -158,27 +158,27 @@ def compiled(c: Case, artifact: Path, reuse: bool) -> Path:
     return artifact
 
 
-def quantized(python: str, recipe: str, c: Case, data: Path, out: Path) -> Path:
+def quantized(python: str, recipe: str, model: Path, data: Path, out: Path) -> Path:
     """A peer's int8 model, made once."""
     if not out.exists():
-        command = [python, str(HERE / "benchmarks" / "peers.py"), recipe, str(c.path), str(data), str(out)]
+        command = [python, str(HERE / "benchmarks" / "peers.py"), recipe, str(model), str(data), str(out)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return out
 
 
-def measure(c: Case, found: Mapping[str, tuple[str, str, Path]], data: Path, threads: int, turns: Turns) -> Row:
+def measure(name: str, found: Mapping[str, tuple[str, str, Path]], data: Path, threads: int, turns: Turns) -> Row:
     """All runtimes in turn."""
     cpus = sorted(os.sched_getaffinity(0))[-threads:] if hasattr(os, "sched_getaffinity") else []
-    times: dict[str, list[list[float]]] = {name: [] for name in found}
+    times: dict[str, list[list[float]]] = {runtime: [] for runtime in found}
     with ExitStack() as stack:
         orders = {n: (py, {"engine": e, "model": str(f), "threads": threads, "cpus": cpus, "data": str(data)}) for n, (py, e, f) in found.items()}
-        workers = {name: stack.enter_context(worker(py, order)) for name, (py, order) in orders.items()}
+        workers = {runtime: stack.enter_context(worker(py, order)) for runtime, (py, order) in orders.items()}
         for _ in range(turns.rounds):
-            for name, w in workers.items():
+            for runtime, w in workers.items():
                 time.sleep(PAUSE)
-                times[name].append(w.turn(turns.milliseconds, turns.clock if threads == 1 else "wall"))
-        about = {name: w.about for name, w in workers.items()}
-    return summarized(c.name, threads, times, about)
+                times[runtime].append(w.turn(turns.milliseconds, turns.clock if threads == 1 else "wall"))
+        about = {runtime: w.about for runtime, w in workers.items()}
+    return summarized(name, threads, times, about)
 
 
 def summarized(model: str, threads: int, turns: Mapping[str, Sequence[Sequence[float]]], about: Mapping[str, str]) -> Row:
@@ -264,7 +264,7 @@ def main(
     for name in names or NAMES:
         c = case(name, CACHE, samples)
         found = engines(c, peers_python, samples, reuse)
-        rows += [measure(c, found, stored(c, CACHE / digest(c, samples)), n, Turns(rounds, milliseconds, clock)) for n in threads]
+        rows += [measure(c.name, found, stored(c, CACHE / digest(c, samples)), n, Turns(rounds, milliseconds, clock)) for n in threads]
         click.echo(f"{name}: {' '.join(f'{r.gain:.2f}x' for r in rows[-len(threads) :])}", err=True)
     facts = machine()
     click.echo(

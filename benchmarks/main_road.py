@@ -12,22 +12,17 @@ import resource
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
-import numpy as np
-import onnxruntime as ort
 
-from benchmarks.zoo import NETWORKS, Network
-from qcompiler.api import Program, QuantizedModel, build, quantize_model
+from benchmarks.measure import CERTIFIED, TARGETS, all_equal, by_meaning, exactness, of_program, of_session, session
+from benchmarks.zoo import NETWORKS, Network, classification
+from qcompiler.api import build, quantize_model
 from qcompiler.backends.onnx import export_qdq
 from qcompiler.runtime.bench import compare
 from qcompiler.runtime.cpu import cpu_name
-
-TARGETS = ("host", "x86-64", "x86-64-avx2", "x86-64-avx512vnni", "arm64", "arm64-dotprod")
-CERTIFIED = ("x86-64-avx2", "x86-64-avx512vnni", "arm64-dotprod")
 
 
 @dataclass
@@ -49,64 +44,29 @@ class Row:
     ours_ms: float
 
 
-def session(model: bytes | str, threads: int = 1) -> ort.InferenceSession:
-    """An onnxruntime session."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def ort_top1(s: ort.InferenceSession, net: Network, limit: int | None) -> float:
-    """Accuracy of a session, in percent."""
-    name = s.get_inputs()[0].name
-    return 100 * float(np.mean([int(s.run(None, {name: x})[0].argmax()) == y for x, y in net.batches("eval", limit)]))
-
-
-def top1(program: Program, net: Network, limit: int | None) -> float:
-    """Accuracy of a program, in percent."""
-    name = program.interface.inputs[0].name
-    hits = [int(next(iter(program.run({name: x}).values())).argmax()) == y for x, y in net.batches("eval", limit)]
-    return 100 * float(np.mean(hits))
-
-
-def exactness(program: Program, references: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]]) -> str:
-    """'20/20' where every output of every input equals the reference's."""
-    equal = sum(all(np.array_equal(out[k], ref[k]) for k in ref) for ref, out in ((r, program.run(x)) for r, x in zip(references, inputs)))
-    return f"{equal}/{len(inputs)}"
-
-
-def by_meaning(model: QuantizedModel, target: str) -> Program:
-    """The program for `target`, by meaning where it is for this architecture but not for this CPU."""
-    from qcompiler.backends.llvm.target import find_target, host_arch
-
-    row = find_target(target)
-    return build(model, row.generic() if row.arch == host_arch() and not row.runs_here else row)
-
-
 def measure(net: Network, limit: int | None, exact: int) -> Row:
     """Everything about one network."""
+    data = classification(net).load()
     start = time.perf_counter()
-    name = session(str(net.path)).get_inputs()[0].name
-    model = quantize_model(net.path, ({name: x} for x, _ in islice(net.batches("calib"), 512)))
+    model = quantize_model(net.path, data.calibration[:512])
     host = build(model)
     seconds = time.perf_counter() - start
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    qdq = export_qdq(model.graphs.exchange_graph).SerializeToString()
-    inputs = [{name: x} for x, _ in net.batches("eval", exact)]
+    inputs = data.evaluation[:exact]
     references = [host.reference(x) for x in inputs]
     programs = {t: by_meaning(model, t) for t in TARGETS}
-    x = inputs[0]
-    float_session, qdq_session = session(str(net.path)), session(qdq)
-    times = compare({"float": lambda: float_session.run(None, x), "qdq": lambda: qdq_session.run(None, x), "ours": lambda: host.run(x)}, 2.0)
+    floats, qdq = session(str(net.path)), session(export_qdq(model.graphs.exchange_graph).SerializeToString())
+    runners = {"float": of_session(floats), "qdq": of_session(qdq), "ours": of_program(host)}
+    times = compare({name: partial(run, inputs[0]) for name, run in runners.items()}, 2.0)
+    top1 = {name: data.judge([run(x) for x in data.first(limit)]) for name, run in runners.items()}
     return Row(
         net.name,
         seconds,
         memory,
-        ort_top1(float_session, net, limit),
-        top1(host, net, limit),
+        top1["float"],
+        top1["ours"],
         net.drop,
-        ort_top1(qdq_session, net, limit),
+        top1["qdq"],
         {t: exactness(p, references, inputs) for t, p in programs.items()},
         {t: programs[t].certificate.ok for t in CERTIFIED},
         {t: round(p.image.code_size / 1024, 1) for t, p in programs.items()},
@@ -124,7 +84,7 @@ def markdown(rows: Sequence[Row]) -> str:
         "|" + "---|" * 13,
     ]
     for r in rows:
-        exact = "yes" if all(len(set(e.split("/"))) == 1 for e in r.exact.values()) else str(r.exact)
+        exact = "yes" if all_equal(r.exact) else str(r.exact)
         certified = "yes" if all(r.certified.values()) else str(r.certified)
         lines.append(
             f"| {r.name} | {r.float_top1:.2f} | {r.int_top1:.2f} | {r.float_top1 - r.int_top1:+.2f} ({r.allowed_drop}) | {r.qdq_top1:.2f} "

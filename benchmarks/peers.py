@@ -3,7 +3,7 @@
     python -m benchmarks.peers ort MODEL.onnx DATA.npz OUT.onnx        quant_pre_process, quantize_static: QDQ, u8 x s8, per channel
     python -m benchmarks.peers openvino MODEL.onnx DATA.npz OUT.xml    NNCF post-training quantization, preset mixed
 
-DATA.npz holds the input under its name, one sample per row. This file imports nothing of the project, so that it also runs in an
+DATA.npz holds every input under its name, one sample per row. This file imports nothing of the project, so that it also runs in an
 environment that has OpenVINO and NNCF (`pip install 'qcompiler[peers]'`) and not the project.
 """
 
@@ -21,9 +21,9 @@ import numpy as np
 def samples(data: Path) -> Iterator[dict[str, Any]]:
     """One feed after the other."""
     archive = np.load(data)
-    name = archive.files[0]
-    for row in archive[name]:
-        yield {name: row[None]}
+    inputs = {name: archive[name] for name in archive.files}
+    for rows in zip(*inputs.values()):
+        yield {name: row[None] for name, row in zip(inputs, rows)}
 
 
 def quantize_ort(model: Path, data: Path, out: Path) -> None:
