@@ -147,6 +147,15 @@ def wide_embeddings(b):
 
 
 @case
+def indices_moved_about(b):
+    """Movement of integers of 8 and of 4 bytes, with constants among them, on the way to a table."""
+    ids, short = b.ids(2, 9, rows=50), b.ids(4, 5, rows=50, dtype=DType.i32)
+    joined = b.concat(0, ids, b.const(np.array([[3, -1] * 4 + [0]])))
+    moved = [b.gather(ids, 1, [0, 5, 3]), b.tile(ids, 1, 2), b.expand(b.ids(1, 4, rows=50), 3, 4)]
+    return [b.embedding(i, 50, 8) for i in (joined, *moved, b.transpose(short, 1, 0), b.concat(1, short, short))]
+
+
+@case
 def gathers_from_activations(b):
     x, y = stored(b, 6, 40), b.input(6, 5)
     return [b.apply(Gather(0), x, b.ids(4, rows=6)), b.clamp(b.apply(Gather(0), y, b.ids(rows=6))), b.apply(Gather(1), x, b.argmax(y, 1))]
