@@ -28,7 +28,6 @@ from qcompiler.errors import QCompilerError
 from qcompiler.runtime.bench import compare
 from qcompiler.runtime.cpu import cpu_name
 
-
 TURNS = Turns(9, 60.0, "wall")
 
 

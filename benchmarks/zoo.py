@@ -212,8 +212,8 @@ def _sentences() -> Data:
 
 def _stories() -> Data:
     calib, test = (np.load(ZOO / f"tinystories_{part}_tok512_len256.npz") for part in ("calib", "eval"))
-    rows = ([{"tokens": t[None]} for t in z["tokens"].astype(np.int64)] for z in (calib, test))
-    return Data(*rows, perplexity_of(test["targets"]))
+    calibration, evaluation = ([{"tokens": t[None]} for t in z["tokens"].astype(np.int64)] for z in (calib, test))
+    return Data(calibration, evaluation, perplexity_of(test["targets"]))
 
 
 _VIT = {"w8a8": 0.3, "w6a6": 0.8, "w4a4": 4.0}
