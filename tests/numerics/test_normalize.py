@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import isqrt
+from fractions import Fraction
+from math import floor, isqrt
 
 import numpy as np
 import pytest
@@ -96,6 +97,27 @@ def test_the_widest_rows_stay_in_their_widths(bits: int, d: int) -> None:
     s = {"scale": 0.01, "epsilon": 1e-5, "centered": True, "zero_point": 0, "out_scale": 0.05, "out_zero": 5, "seed": 0}
     for change in ({}, {"centered": False, "zero_point": 127}, {"epsilon": 1e3}):
         check(x.astype(np.int8 if bits == 8 else np.int16), {**s, **change}, bits, 8)
+
+
+def by_the_equations(x: list[int], a: n.Affine, epsilon: int, bits: int) -> list[int]:
+    """The docstring's equations on one centered row, in whole numbers and fractions of Python."""
+    f, half = n.fraction_bits(bits), Fraction(1, 2)
+    c = [(v << f) - floor(Fraction(sum(x) << f, len(x)) + half) for v in x]
+    v = sum(i * i for i in c) + epsilon
+    e = -(-v.bit_length() // 2) - 15
+    t = [min(floor(i / Fraction(2) ** e + half), (1 << 15) - 1) for i in c]
+    rho = min(isqrt((1 << 58) // floor(v / Fraction(2) ** (2 * e))), (1 << 15) - 1)
+    u = [floor(Fraction(i * rho, 1 << 15) + half) for i in t]
+    return [max(-128, min(127, (i * int(g) + int(b)) >> a.shift)) for i, g, b in zip(u, a.g, a.b)]
+
+
+@given(rows(8) | rows(16), SETTINGS)
+def test_every_step_is_that_of_the_equations(x: np.ndarray, s: dict) -> None:
+    bits = 8 * x.itemsize
+    constants = affine_of(x.shape[-1], {**s, "out_scale": s["out_scale"] / 10}, 8)[4]
+    epsilon = n.epsilon_term(s["epsilon"], x.shape[-1], s["scale"], bits)
+    y = n.normalize(x, constants, epsilon, True, 0, bits, 8)
+    assert y.tolist() == [by_the_equations(row, constants, epsilon, bits) for row in x.tolist()]
 
 
 def test_one_channel_and_zeros_give_beta() -> None:
