@@ -90,13 +90,14 @@ def _then(y: Value, further: Callable[[Logits], Logits | str]) -> Logits | str:
 def _peel_sum(x: Value, a: Value, b: Value) -> Logits | str:
     """Products plus a mask that is computed at run time, on either side."""
     for y, added in ((a, b), (b, a)):
-        if y.shape == x.shape and (mask := run_time_mask(added, _hides)) is not None:
+        if y.shape == x.shape and (mask := run_time_mask(added, hides)) is not None:
             found = peel(y)
             return found if isinstance(found, str) else found.shifted(np.maximum(mask[1], LOWEST)).masked(mask[0])
     return f"'{x.name}' adds what is computed at run time and is no mask"
 
 
-def _hides(bias: NDArray[np.generic]) -> NDArray[np.bool_]:
+def hides(bias: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Where a bias hides."""
     return np.asarray(bias.astype(np.float64) <= HIDDEN)
 
 

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.ir.graph import Declined, Graph, Rule, Sweep, Value, apply, rewrite
-from qcompiler.ir.ops import Const, MatMul, Reshape, Softmax, Transpose, Where, constant
+from qcompiler.ir.ops import Cast, Const, MatMul, Reshape, Softmax, Transpose, Where, constant
 from qcompiler.ir.pointwise import Equal, Not
 from qcompiler.ir.sequence import Attention
 
-from .attention_logits import HIDDEN, Floats, Logits, peel, unscaled
-from .constants import is_weights
+from .attention_logits import HIDDEN, LOWEST, Floats, Logits, hides, peel, unscaled
+from .constants import floats, is_weights
 from .moved_elements import repeated_heads
+from .run_time_masks import PASSING, run_time_mask
 
 SWAP = (0, 2, 1, 3)
 """[B,H,N,D] to [B,N,H,D] and back."""
@@ -129,7 +130,7 @@ def _bias(logits: Logits, shape: tuple[int, ...]) -> Floats | None:
     """The sum of the constant biases, which broadcasts to `shape`; -inf as the lowest number."""
     if logits.bias is None:
         return None
-    bias = np.maximum(_to_shape(logits.bias, logits.shape, shape), float(np.finfo(np.float32).min))
+    bias = np.maximum(_to_shape(logits.bias, logits.shape, shape), LOWEST)
     return bias if bias.any() else None
 
 
@@ -189,4 +190,53 @@ def share_heads(v: Value, sweep: Sweep) -> Value | None:
     return None
 
 
-RULES: tuple[Rule, ...] = (from_transposed, to_attention, share_heads)
+def refine_bias(v: Value, sweep: Sweep) -> Value | None:
+    """A bias that is a mask becomes one: causal, or computed at run time."""
+    match v:
+        case Value(Attention(bias=True) as op, (q, k, values, bias, *masks)):
+            shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+            known = floats(bias)
+            if known is None:
+                found = None if masks else run_time_mask(bias, hides)
+                return None if found is None else _masked(v, found[0], np.maximum(found[1].astype(np.float64), LOWEST))
+            rest, causal = _without_causal(np.maximum(known, LOWEST), shape)
+            if op.causal or not causal:
+                return None
+            refined = replace(op, causal=True, bias=rest is not None)
+            biases = [] if rest is None else [constant(rest.astype(np.float32), bias.name)]
+            return apply(refined, q, k, values, *biases, *masks, name=v.name)
+    return None
+
+
+def refine_mask(v: Value, sweep: Sweep) -> Value | None:
+    """A mask of constants and of one input becomes a bias and that input."""
+    match v:
+        case Value(Attention(bias=False, mask=True) as op, (q, k, values, mask)):
+            if isinstance(mask.op, Const):
+                bias = constant(np.where(mask.op.data, 0.0, LOWEST).astype(np.float32), mask.name)
+                return apply(replace(op, bias=True, mask=False), q, k, values, bias, name=v.name)
+            if _is_plain(mask):
+                return None
+            found = run_time_mask(mask, np.logical_not)
+            return None if found is None else _masked(v, found[0], np.where(found[1], 0.0, LOWEST))
+    return None
+
+
+def _is_plain(mask: Value) -> bool:
+    """Whether a mask is an input as boolean, reshaped: as simple as can be."""
+    while isinstance(mask.op, (Reshape, Cast, Not)):
+        mask = mask.inputs[0]
+    return not isinstance(mask.op, PASSING)
+
+
+def _masked(v: Value, mask: Value, bias: Floats) -> Value | None:
+    """The attention `v` with this mask and bias instead of its own."""
+    assert isinstance(v.op, Attention)
+    fitting = _reshaped_mask(mask, v.inputs[3].shape, v.inputs[3].shape)
+    if fitting is None:
+        return None
+    biases = [constant(bias.astype(np.float32), f"{v.name}.bias")] if bias.any() else []
+    return apply(replace(v.op, bias=bool(biases), mask=True), *v.inputs[:3], *biases, fitting, name=v.name)
+
+
+RULES: tuple[Rule, ...] = (from_transposed, to_attention, share_heads, refine_bias, refine_mask)

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from qcompiler.ir.graph import Declined, Graph, Value, apply
+from qcompiler.ir.graph import Declined, Graph, Sweep, Value, apply, rewrite
 from qcompiler.ir.ops import Cast, Const, Reduce, Reduction, constant
-from qcompiler.ir.pointwise import Binary, Unary
+from qcompiler.ir.pointwise import Binary, Clip, Div, Unary
 from qcompiler.ir.sequence import Normalize
 from qcompiler.ir.types import DType
 
@@ -31,10 +31,19 @@ TOLERANCE = 1e-5
 
 def recognize_normalize(graph: Graph, declined: Declined | None = None) -> Graph:
     """Replace every region that normalizes the last axis by a `Normalize`."""
-    if not any(_is_reduction(v) for v in graph.order):
-        return graph
-    roots = all_roots(graph, _is_inside)
-    return replace_regions(graph, outermost(graph, lambda v: _match(v, roots[v])))
+    if any(_is_reduction(v) for v in graph.order):
+        roots = all_roots(graph, _is_inside)
+        graph = replace_regions(graph, outermost(graph, lambda v: _match(v, roots[v])))
+    return rewrite(graph, [drop_scale], declined)
+
+
+def drop_scale(v: Value, sweep: Sweep) -> Value | None:
+    """normalize(x / s) = normalize(x) for a positive s per row, where epsilon is 0: what a mean over words is divided by does not matter."""
+    match v:
+        case Value(op=Normalize(epsilon=0.0), inputs=(Value(op=Div(), inputs=(x, Value(op=Clip(lo=lo)) as s)), *parameters)):
+            if lo > 0 and x.shape == v.shape and s.shape[-1:] == (1,):
+                return apply(v.op, x, *parameters, name=v.name)
+    return None
 
 
 def _is_reduction(v: Value) -> bool:

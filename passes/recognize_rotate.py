@@ -59,7 +59,7 @@ def _match(v: Value, roots: tuple[Value, ...]) -> tuple[Region, Make] | None:
     if not isinstance(v.op, (Add, Sub, Concat, Reshape)) or len(v.shape) != 4 or v.type.dtype is not DType.f32:
         return None
     for root in reversed(roots):
-        if root.shape == v.shape:
+        if root.type.size == v.type.size:
             region = between(root, v)
             if _is_promising(region) and (rotation := _rotation(region)) is not None:
                 return region, _maker(rotation, v)
@@ -96,17 +96,26 @@ def _coefficients(region: Region, positions: int) -> Floats | None:
 
     Each batch entry and head is given another unit vector, so that one run shows B * H of them.
     """
-    b, h, n, d = _by_heads(region.root.shape, positions)
+    b, h, n, d = _by_heads(_shape(region), positions)
     units = np.zeros((-(-d // (b * h)), b * h, n, d))
     for j in range(d):
         units[j // (b * h), j % (b * h), :, j] = 1.0
     rows = []
     for x in units:
-        y = region.run(_from_heads(x.reshape(b, h, n, d), positions))
-        if y.shape != region.root.shape or not np.isfinite(y).all():
+        y = _run(region, _from_heads(x.reshape(b, h, n, d), positions))
+        if not np.isfinite(y).all():
             return None
         rows.append(_from_heads(y, positions).reshape(b * h, n, d))
     return np.concatenate(rows)[:d].transpose(1, 0, 2)
+
+
+def _shape(region: Region) -> tuple[int, ...]:
+    return region.values[-1].shape
+
+
+def _run(region: Region, x: Floats) -> Floats:
+    """The region's result for `x` of the shape of that result: its root may have its axes together."""
+    return region.run(x.reshape(region.root.shape))
 
 
 def _by_heads(shape: tuple[int, ...], positions: int) -> tuple[int, ...]:
@@ -132,21 +141,22 @@ def _taken_apart(coefficients: Floats, positions: int) -> Rotation | None:
 
 def _holds(region: Region, r: Rotation) -> bool:
     """Whether random numbers are rotated so, by every head alike."""
-    x = np.random.default_rng(0).standard_normal(region.root.shape)
+    x = np.random.default_rng(0).standard_normal(_shape(region))
     heads = _from_heads(x, r.positions)
     expected = heads * r.cos + heads[..., r.partners] * r.sin
-    error = np.abs(_from_heads(region.run(x), r.positions) - expected).max()
+    error = np.abs(_from_heads(_run(region, x), r.positions) - expected).max()
     return bool(error <= TOLERANCE * np.abs(expected).max())
 
 
 def _maker(r: Rotation, v: Value) -> Make:
     cos, sin = (constant(a.astype(np.float32), f"{v.name}.{n}") for a, n in ((r.cos, "cos"), (r.sin, "sin")))
     op = Rotate(tuple(int(i) for i in r.partners))
-    if r.positions == 1:
-        return lambda x: apply(op, x, cos, sin, name=v.name)
 
-    def rotated_between_transpositions(x: Value) -> Value:
+    def rotated(x: Value) -> Value:
+        x = x if x.shape == v.shape else apply(Reshape(v.shape), x, name=f"{x.name}.split")
+        if r.positions == 1:
+            return apply(op, x, cos, sin, name=v.name)
         y = apply(op, apply(Transpose(SWAP), x, name=f"{x.name}.positions"), cos, sin, name=v.name)
         return apply(Transpose(SWAP), y, name=f"{v.name}.heads")
 
-    return rotated_between_transpositions
+    return rotated

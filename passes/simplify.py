@@ -46,7 +46,7 @@ STAGES: tuple[tuple[Pass, ...], ...] = (
 
 def simplify(graph: Graph, declined: Declined | None = None) -> Graph:
     """Run each stage until nothing changes. `declined` learns what was not folded in the end, and why."""
-    graph = turn_inputs(settle(graph, LAYOUT), lambda g: settle(g, LAYOUT))
+    graph = turn_inputs(settle(graph, LAYOUT, declined), lambda g: settle(g, LAYOUT))
     for stage in STAGES:
         graph = settle(graph, stage, declined)
     return name_values(graph)
