@@ -3,8 +3,8 @@
     step = producer, then a chain of operators applied to each of its results while they are still in registers
 
 An accumulator (int32) never reaches memory, so each `Requantize` opens a step together with the producer of its
-accumulator. The chain grows over single-use operators: `Clamp`, `Lookup`, and behind a convolution one residual addition
-`IntSum(y, other)` with its own `Requantize`. Chains are single-use, so the only edge that leaves a step leaves its
+accumulator. The chain grows over single-use operators: `Clamp`, `Lookup`, and behind a convolution one residual addition:
+`IntSum(y, other)` with its own `Requantize`, or `IntAdd(y, other)` of 16 bits. Chains are single-use, so the only edge that leaves a step leaves its
 result: contracting steps cannot make a cycle. Fusion changes no bit; it only saves trips to memory.
 
 The order is whichever has the smaller peak of live bytes: the graph's own, or the greedy one that always runs the ready
@@ -21,7 +21,7 @@ from functools import cached_property
 
 from qcompiler.errors import UnsupportedModel
 from qcompiler.ir.graph import Declined, Graph, Value
-from qcompiler.ir.integer import Clamp, IntConv, IntSum, Lookup, Requantize
+from qcompiler.ir.integer import Clamp, IntAdd, IntConv, IntSum, Lookup, Requantize
 from qcompiler.ir.ops import Concat, Const, Dequantize, Expand, Gather, Input, Quantize, Reshape, Slice, Tile, Transpose
 from qcompiler.ir.types import DType
 
@@ -51,7 +51,7 @@ class Step:
         """The other operand of a residual addition, in the accumulator or in the epilogue, if there is one."""
         if isinstance(self.producer.op, IntConv) and len(self.producer.inputs) > 3:
             return self.producer.inputs[3]
-        return next((i for v in self.epilogue if isinstance(v.op, IntSum) for i in v.inputs if i not in self.values), None)
+        return next((i for v in self.epilogue if isinstance(v.op, (IntSum, IntAdd)) for i in v.inputs if i not in self.values), None)
 
     @cached_property
     def operands(self) -> tuple[Value, ...]:
@@ -119,7 +119,9 @@ def _continues(v: Value, graph: Graph, declined: Declined) -> Value | None:
             return _accumulator(v.inputs[0], graph, declined)
         case Clamp() | Lookup():
             return v.inputs[0] if _accepts(v.inputs[0], v, graph, declined) else None
-        case IntSum():
+        case IntSum() if len(v.inputs) == 2 and graph.only_use(v) is not None:
+            return _residual_host(v, graph, declined)
+        case IntAdd():
             return _residual_host(v, graph, declined)
     return None
 
@@ -157,8 +159,6 @@ def _host_of(v: Value) -> Value | None:
 
 def _residual_host(v: Value, graph: Graph, declined: Declined) -> Value | None:
     """The operand of addition `v` whose convolution takes the addition into its epilogue: the one computed last."""
-    if len(v.inputs) != 2 or graph.only_use(v) is None:
-        return None
     pairs = [(x, other) for x, other in (v.inputs, v.inputs[::-1]) if _is_convolved(x)]
     problems = {x: _why_not_add(x, other, v, graph) for x, other in pairs}
     hosts = [x for x, problem in problems.items() if problem is None]
@@ -178,6 +178,8 @@ def _why_not_add(x: Value, other: Value, v: Value, graph: Graph) -> str | None:
         return f"{x.name} has several users or is an output"
     if isinstance(other.op, Const):
         return f"{other.name} is a constant"
+    if isinstance(v.op, IntSum) and max(map(abs, v.op.multipliers)) >= 1 << 15:
+        return f"multipliers {v.op.multipliers} have more than 16 bits"
     if other.shape != v.shape or x.shape != v.shape:
         return f"operands broadcast ({x.type} and {other.type})"
     return None

@@ -1,6 +1,6 @@
 """The overflow proof: from the actual constants, the range of every integer value, and that no accumulator leaves int32.
 
-Ranges propagate forwards from int8 inputs; a fused Relu makes them narrower. For an accumulator the proof is stronger than
+Ranges propagate forwards from inputs of 8 and 16 bits; a fused Relu makes them narrower. For an accumulator the proof is stronger than
 its range: **every partial sum in every order**, also with activations stored offset by 128 as u8, stays within int32:
 
     sum_k |w_k| max(255, |x|) + |bias'| + half  <  2^31        bias' including the offset's correction, per output channel
@@ -20,11 +20,13 @@ from qcompiler.errors import ProofError
 from qcompiler.ir import integer
 from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.ops import Concat, Const, Input, Pad, const_data
+from qcompiler.ir.types import DType
 from qcompiler.numerics.requantize import rounding_half
 
 from .partition import INDEX_MOVEMENT
 
 LIMIT = 1 << 31
+ACTIVATIONS = (DType.i8, DType.i16)
 Interval = tuple[int, int]
 
 
@@ -51,13 +53,14 @@ def prove_ranges(graph: Graph) -> dict[Value, Bound]:
         if v.type.dtype.name == "i32" and not isinstance(v.op, (Const, Input, *INDEX_MOVEMENT)):
             bounds[v] = _accumulator(v, intervals, graph)
             intervals[v] = (bounds[v].lo, bounds[v].hi)
-        elif v.type.dtype.name == "i8":
+        elif v.type.dtype in ACTIVATIONS:
             intervals[v] = activation_interval(v, intervals)
     return bounds
 
 
 def activation_interval(v: Value, known: Mapping[Value, Interval]) -> Interval:
-    """An interval that holds every element of the int8 value `v`."""
+    """An interval that holds every element of the value `v` of 8 or 16 bits."""
+    whole = _whole(v)
     match v.op:
         case Const():
             return (int(v.op.data.min()), int(v.op.data.max())) if v.op.data.size else (0, 0)
@@ -65,22 +68,35 @@ def activation_interval(v: Value, known: Mapping[Value, Interval]) -> Interval:
             return lo, hi
         case integer.Lookup():
             table = const_data(v.inputs[1])
-            return (-128, 127) if table is None else (int(table.min()), int(table.max()))
+            return whole if table is None else (int(table.min()), int(table.max()))
+        case integer.IntNormalize(type=type) | integer.IntAttention(type=type) if type.quant is not None:
+            return type.quant.qmin, type.quant.qmax
+        case integer.IntCast():
+            return (0, 1) if v.inputs[0].type.dtype is DType.bool else whole
+        case integer.IntAdd():
+            lo, hi = (int(np.clip(sum(ends), *whole)) for ends in zip(*(known[i] for i in v.inputs)))
+            return lo, hi
         case integer.IntSoftmax():
-            return -128, 127
+            return whole
     sources = [known[i] for i in v.inputs if i in known]
     if not sources or isinstance(v.op, Pad):
-        return -128, 127
+        return whole
     if not isinstance(v.op, (Concat, integer.IntMax, integer.IntMin)):
         return sources[0]
     return min(s[0] for s in sources), max(s[1] for s in sources)
+
+
+def _whole(v: Value) -> Interval:
+    """What the element type of `v` holds."""
+    bounds = np.iinfo(v.type.dtype.numpy)
+    return int(bounds.min), int(bounds.max)
 
 
 def _accumulator(v: Value, known: Mapping[Value, Interval], graph: Graph) -> Bound:
     rule = _RULES.get(type(v.op))
     if rule is None:
         raise ProofError(f"no overflow proof is known for {type(v.op).__name__} '{v.name}'")
-    lo, hi, reach = rule(v, [_centered(i, known) for i in v.inputs if i.type.dtype.name == "i8"])
+    lo, hi, reach = rule(v, [_centered(i, known) for i in v.inputs if i.type.dtype in ACTIVATIONS])
     half, left = _requantization(v, graph)
     total = np.asarray((reach + half) << left)
     if total.max() >= LIMIT:
@@ -135,8 +151,14 @@ def _conv(v: Value, operands: list[Interval]) -> Reach:
 def _sum(v: Value, operands: list[Interval]) -> Reach:
     assert isinstance(v.op, integer.IntSum)
     ends = [sorted((m * lo, m * hi)) for m, (lo, hi) in zip(v.op.multipliers, operands)]
-    # Kernels may take x, not x - z: 2 * 255 covers both and the correction.
-    return sum(e[0] for e in ends), sum(e[1] for e in ends), sum(2 * 255 * abs(m) for m in v.op.multipliers)
+    reach = sum(abs(m) * _magnitude(x, c) for m, x, c in zip(v.op.multipliers, v.inputs, operands))
+    return sum(e[0] for e in ends), sum(e[1] for e in ends), reach
+
+
+def _magnitude(x: Value, centered: Interval) -> int:
+    """A bound of |x - z|, and of |x| + |z|: kernels may sum up x and the correction apart."""
+    z = 0 if x.type.quant is None else x.type.quant.zero_point[0]
+    return max(abs(end + z) for end in centered) + abs(z)
 
 
 def _product(operands: list[Interval], terms: int) -> Reach:
@@ -156,7 +178,7 @@ def _matmul(v: Value, operands: list[Interval]) -> Reach:
 def _window_sum(v: Value, operands: list[Interval]) -> Reach:
     ((lo, hi),) = operands
     terms = int(np.prod(v.op.kernel)) if isinstance(v.op, integer.IntSumPool) else v.inputs[0].type.size // max(v.type.size, 1)
-    return terms * min(lo, 0), terms * max(hi, 0), terms * 2 * 255
+    return terms * min(lo, 0), terms * max(hi, 0), terms * _magnitude(v.inputs[0], operands[0])
 
 
 def _resize(v: Value, operands: list[Interval]) -> Reach:

@@ -1,6 +1,8 @@
 """The float entry: quantize before and dequantize after the integer program, the only floating point there is.
 
 q = clip(roundeven(x / scale) + zero_point, -128, 127)        x = scale * (q - zero_point)        in float32
+
+16 bits are clipped to -32768 and 32767.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def stage(tensors: Sequence[Tensor], start: int) -> tuple[tuple[Staged, ...], in
     for t in tensors:
         converted = t.dtype != t.storage
         staged.append(Staged(t, start if converted else None))
-        start += -(-t.size // 64) * 64 + 64 if converted else 0
+        start += -(-t.nbytes(integer=True) // 64) * 64 + 64 if converted else 0
     return tuple(staged), start
 
 
@@ -44,7 +46,7 @@ def emit_quantize(k: Kernel, inputs: Sequence[Staged]) -> None:
     given, arena = k.parameters
     for i, s in enumerate(inputs):
         if s.offset is not None:
-            _each(k, s.tensor.size, _pointer(k, given, i), 4, arena + s.offset, 1, _quantizer(k, s.tensor))
+            _each(k, s.tensor.size, _pointer(k, given, i), F32, arena + s.offset, _integer(s.tensor), _quantizer(k, s.tensor))
 
 
 def emit_dequantize(k: Kernel, outputs: Sequence[Staged]) -> None:
@@ -52,7 +54,7 @@ def emit_dequantize(k: Kernel, outputs: Sequence[Staged]) -> None:
     taken, arena = k.parameters
     for i, s in enumerate(outputs):
         if s.offset is not None:
-            _each(k, s.tensor.size, arena + s.offset, 1, _pointer(k, taken, i), 4, _dequantizer(k, s.tensor))
+            _each(k, s.tensor.size, arena + s.offset, _integer(s.tensor), _pointer(k, taken, i), F32, _dequantizer(k, s.tensor))
 
 
 def staged_tables(k: Kernel, given: Ptr, taken: Ptr, arena: Ptr, inputs: Sequence[Staged], outputs: Sequence[Staged]) -> list[Ptr]:
@@ -83,26 +85,37 @@ def _write(k: Kernel, table: Ptr, staged: Sequence[Staged], pointers: Sequence[P
         k.b.store((p if s.offset is None else arena + s.offset).ir, (table + 8 * i).ir)
 
 
-def _each(k: Kernel, n: int, source: Ptr, read: int, target: Ptr, written: int, convert: Callable[[Any], Any]) -> None:
-    """convert() over n elements of `read` bytes to elements of `written`: whole vectors, the last moved back inside; one by one if few."""
+def _integer(t: Tensor) -> Any:
+    """LLVM's type of the stored integers."""
+    return ir.IntType(8 * np.dtype(t.storage).itemsize)
+
+
+def _bytes(kind: Any) -> int:
+    return 4 if kind is F32 else int(kind.width) // 8
+
+
+def _each(k: Kernel, n: int, source: Ptr, read: Any, target: Ptr, written: Any, convert: Callable[[Any], Any]) -> None:
+    """convert() over n elements of type `read` to elements of `written`: whole vectors, the last moved back inside; one by one if few."""
     lanes = LANES if n >= LANES else 1
-    kind = ir.VectorType(F32 if read == 4 else ir.IntType(8), lanes)
+    kind = ir.VectorType(read, lanes)
     with k.split(-(-n // lanes)) as i:
         start = i * lanes
         at = 0 if isinstance(start, int) else start.minimum(n - lanes)
-        value = k.b.load((source + at * read).ir, align=1, typ=kind)
-        k.b.store(convert(value), (target + at * written).ir, align=1)
+        value = k.b.load((source + at * _bytes(read)).ir, align=1, typ=kind)
+        k.b.store(convert(value), (target + at * _bytes(written)).ir, align=1)
 
 
 def _quantizer(k: Kernel, t: Tensor) -> Callable[[Any], Any]:
+    bounds, stored = np.iinfo(t.storage), _integer(t)
+
     def convert(x: Any) -> Any:
         kind = x.type
         rounded = _roundeven(k, k.b.fdiv(x, _splat(kind, t.scale)))
         q = k.b.fadd(rounded, _splat(kind, t.zero_point))
-        low, high = _splat(kind, -128), _splat(kind, 127)
+        low, high = _splat(kind, float(bounds.min)), _splat(kind, float(bounds.max))
         q = k.b.select(k.b.fcmp_ordered(">", q, low), q, low)
         q = k.b.select(k.b.fcmp_ordered("<", q, high), q, high)
-        return k.b.trunc(k.b.fptosi(q, ir.VectorType(I32, kind.count)), ir.VectorType(ir.IntType(8), kind.count))
+        return k.b.trunc(k.b.fptosi(q, ir.VectorType(I32, kind.count)), ir.VectorType(stored, kind.count))
 
     return convert
 

@@ -179,7 +179,7 @@ MEANINGS: dict[type[Op], Meaning] = {
     integer.IntResize: _resize,
     integer.Requantize: _requantize,
     integer.Lookup: _lookup,
-    integer.Clamp: lambda op, v, x: np.clip(x, np.int8(op.lo), np.int8(op.hi)),
+    integer.Clamp: lambda op, v, x: np.clip(x, x.dtype.type(op.lo), x.dtype.type(op.hi)),
     integer.IntMax: lambda op, v, a, b: np.maximum(a, b),
     integer.IntMin: lambda op, v, a, b: np.minimum(a, b),
     integer.IntSoftmax: _softmax,

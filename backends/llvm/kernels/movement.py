@@ -30,7 +30,7 @@ from .rows import Strides, constant_data, data_of, for_row, load_exactly, merged
 
 
 def stored_byte(q: int, layout: Layout, target: Target) -> int:
-    """How the int8 number q lies in memory at `layout`, as an unsigned byte."""
+    """How the 8-bit number q lies in memory at `layout`, as an unsigned byte."""
     return (q + (target.storage_offset if layout.in_arena else 0)) & 0xFF
 
 
@@ -39,28 +39,31 @@ def stored_byte(q: int, layout: Layout, target: Target) -> int:
 
 @dataclass(frozen=True)
 class FillConfig:
-    """Rows of `n` bytes, each set to `byte`."""
+    """Rows of `n` elements of `bits`, each set to `number`."""
 
     shape: tuple[int, ...]
     strides: Strides
     n: int
-    byte: int
+    number: int
+    bits: int
 
 
 def plan_fill(fill: Fill, target: Target) -> Iterable[Launch]:
     """A halo or border set to one number."""
     shape, (strides,) = merged(fill.shape, [fill.target.strides])
-    if not shape or strides[-1] != 1:
-        shape, strides = (*shape, 1), (*strides, 1)
-    config = FillConfig(shape[:-1], strides[:-1], shape[-1], stored_byte(fill.q, fill.target, target))
+    size = itemsize(fill.value.type)
+    if not shape or strides[-1] != size:
+        shape, strides = (*shape, 1), (*strides, size)
+    number = stored_byte(fill.q, fill.target, target) if size == 1 else fill.q
+    config = FillConfig(shape[:-1], strides[:-1], shape[-1], number, 8 * size)
     yield Launch(emit_fill, config, ("target",), (Address.of(fill.target),), f"{fill.value.name} (border)")
 
 
 def emit_fill(k: Kernel, config: FillConfig) -> None:
     """The body of a function of ("target",)."""
-    value = k.splat(config.byte - 256 if config.byte > 127 else config.byte, 8)
+    value = k.splat(config.number - 256 if config.bits == 8 and config.number > 127 else config.number, config.bits)
     with walk(k, config.shape, [config.strides], k.parameters) as ((row,), _):
-        for_row(k, config.n, lambda start, nbytes: k.store(row + start, value, nbytes))
+        for_row(k, config.n * (config.bits // 8), lambda start, nbytes: k.store(row + start, value, nbytes))
 
 
 # --- copy --------------------------------------------------------------------------------------------------------------
@@ -245,6 +248,7 @@ class TakeConfig:
     source: Strides
     target: Strides
     tables: tuple[int | None, ...]
+    size: int
     flip: bool
     exact: bool
 
@@ -257,9 +261,10 @@ def plan_take(run: Run, target: Target) -> Iterable[Launch]:
     shape = tuple(d if a is None else len(a) for d, a in zip(x.shape, indices))
     starts = tuple(None if a is None else sum(len(b) for b in lists[:n] if b is not None) for n, a in enumerate(lists))
     table = np.concatenate([np.zeros(0, np.int64), *(a for a in lists if a is not None)])
-    flip = bool(target.storage_offset) and x.layout.in_arena != y.layout.in_arena
+    size = x.itemsize
+    flip = size == 1 and bool(target.storage_offset) and x.layout.in_arena != y.layout.in_arena
     written = _grouped(run, y.layout.strides)
-    config = TakeConfig(shape, x.layout.strides, written, starts, flip, x.space in (Space.input, Space.output))
+    config = TakeConfig(shape, x.layout.strides, written, starts, size, flip, x.space in (Space.input, Space.output))
     yield Launch(emit_take, config, ("source", "table", "target"), (x.argument, Data(table.tobytes()), y.argument), run.step.result.name)
 
 
@@ -301,14 +306,14 @@ def padded_indices(size: int, pads: tuple[int, int], mode: Any) -> NDArray[np.in
 def emit_take(k: Kernel, c: TakeConfig) -> None:
     """The body of a function of ("source", "table", "target")."""
     source, table, target = k.parameters
-    row = c.tables[-1] is None and c.source[-1] == c.target[-1] == 1
+    row = c.tables[-1] is None and c.source[-1] == c.target[-1] == c.size
     axes = len(c.shape) - row
     with walk(k, c.shape[:axes], [c.target[:axes]], [target]) as ((out,), index):
         at = source
         for axis, i in enumerate(index):
             start = c.tables[axis]
             at += i * c.source[axis] if start is None else load_index(k, table + start * 8 + i * 8)
-        copy_row(k, at, out, c.shape[-1] if row else 1, c.flip, c.exact)
+        copy_row(k, at, out, (c.shape[-1] if row else 1) * c.size, c.flip, c.exact)
 
 
 def load_index(k: Kernel, p: Ptr) -> Index:

@@ -105,7 +105,7 @@ def load_row(k: Kernel, p: Ptr, n: int, space: Space, stride: int = 1, bits: int
     """Up to `vector_bytes` signed values from `p`; with stride 0, the one at `p` in all lanes. The callers' buffers are never read past
     n elements. Values of 16 bits come in two registers, in the order of 8-bit values after `sext(16)`."""
     if stride == 0:
-        return _signed(k, k.broadcast(p, bits), space)
+        return _signed(k, k.broadcast(p, bits), space).repeat(bits // 8)
     if bits == 8:
         return _signed(k, _octets(k, p, n, space), space)
     found = [k.splat(0, 8)] * 2
@@ -117,7 +117,7 @@ def load_row(k: Kernel, p: Ptr, n: int, space: Space, stride: int = 1, bits: int
 def load_lanes(k: Kernel, p: Ptr, nbytes: int, space: Space, stride: int = 1, bits: int = 8) -> Val:
     """Up to one register of signed values of `bits` from `p`, in memory order; with stride 0, the one at `p` in all lanes."""
     if stride == 0 or bits == 8:
-        return load_row(k, p, nbytes, space, stride, bits)
+        return load_row(k, p, nbytes, space, stride, bits)[:1]
     return k.reinterpret(_octets(k, p, nbytes, space), bits)
 
 

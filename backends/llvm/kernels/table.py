@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable
 from qcompiler.backends.llvm.launch import Launch, Planner
 from qcompiler.backends.llvm.target import Target
 from qcompiler.errors import UnsupportedModel
+from qcompiler.ir.graph import Value
 from qcompiler.ir.integer import (
     Clamp,
+    IntAdd,
     IntAttention,
     IntCast,
     IntConv,
@@ -25,7 +27,8 @@ from qcompiler.ir.integer import (
     IntSumPool,
     Lookup,
 )
-from qcompiler.ir.ops import ArgMax, Gather, MaxPool, Op, Pad, Reduce, Resize
+from qcompiler.ir.ops import ArgMax, Const, Gather, MaxPool, Op, Pad, Reduce, Resize
+from qcompiler.ir.types import DType
 from qcompiler.passes.partition import Step
 from qcompiler.passes.plan_memory import Action, Copy, Fill, Run
 
@@ -51,6 +54,7 @@ PLANNERS: dict[type[Op], Planner] = {
     IntMatMul: plan_matmul,
     IntMax: plan_pointwise,
     IntMin: plan_pointwise,
+    IntAdd: plan_pointwise,
     Clamp: plan_pointwise,
     Lookup: plan_lookup,
     MaxPool: plan_max_pool,
@@ -79,6 +83,10 @@ def scratch_of(target: Target) -> Callable[[Step], int]:
     return scratch
 
 
+NARROW = (IntConv, IntMul, IntMatMul, IntSumPool, IntResize, IntRotate, IntSoftmax, Lookup, ArgMax)
+"""What takes operands of 8 bits alone."""
+
+
 def plan(action: Action, target: Target) -> Iterable[Launch]:
     """The launches of one action of the memory plan."""
     match action:
@@ -90,4 +98,14 @@ def plan(action: Action, target: Target) -> Iterable[Launch]:
             planner = PLANNERS.get(type(step.producer.op))
             if planner is None:
                 raise UnsupportedModel([f"{type(step.producer.op).__name__} '{step.producer.name}' has no kernel on target '{target.name}'"])
+            if problem := _too_wide(step.producer):
+                raise UnsupportedModel([problem])
             return planner(action, target)
+
+
+def _too_wide(v: Value) -> str | None:
+    """What is wrong with an operand of 16 bits, if anything."""
+    wide = [x for x in v.inputs if x.type.dtype is DType.i16 and not isinstance(x.op, Const)]
+    if not wide or not isinstance(v.op, NARROW):
+        return None
+    return f"{type(v.op).__name__} '{v.name}' expects operands of 8 bits, found '{wide[0].name}' of 16; requantize it first"
