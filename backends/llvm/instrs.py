@@ -192,6 +192,15 @@ def _tbl4(b: Any, *args: Any) -> Any:
     return total
 
 
+def _permute_words(b: Any, x: Any, index: Any, y: Any) -> Any:
+    """Word `index` & 63 of x followed by y."""
+    low, total = b.and_(index, splat(index.type, 63)), splat(x.type, 0)
+    for lane in range(64):
+        entry = pick(b, (x, y)[lane // 32], [lane % 32] * 32)
+        total = b.select(b.icmp_signed("==", low, splat(index.type, lane)), entry, total)
+    return total
+
+
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +253,7 @@ PSHUFB = {
     256: _x86("vpshufb", "avx2", "avx2.pshuf.b", (32, 8), (32, 8), _pshufb),
     512: _x86("vpshufb", "avx512bw", "avx512.pshuf.b.512", (64, 8), (64, 8), _pshufb),
 }
+VPERMI2W = Instr("vpermi2w", "avx512bw", "llvm.x86.avx512.vpermi2var.hi.512", ((32, 16),) * 3, (32, 16), _permute_words)
 SDOT = Instr("sdot", "dotprod", "llvm.aarch64.neon.sdot.v4i32.v16i8", ((4, 32), (16, 8), (16, 8)), (4, 32), _dot4(signed_x=True))
 UDOT = Instr("udot", "dotprod", "llvm.aarch64.neon.udot.v4i32.v16i8", ((4, 32), (16, 8), (16, 8)), (4, 32), _dot4(signed_x=False, signed_w=False))
 UMULL = Instr("umull", "neon", "llvm.aarch64.neon.umull.v8i16", ((8, 8), (8, 8)), (8, 16), _mull_unsigned)
@@ -257,6 +267,7 @@ TBL4 = Instr("tbl", "neon", "llvm.aarch64.neon.tbl4.v16i8", ((16, 8),) * 5, (16,
 
 INSTRS: tuple[Instr, ...] = (
     *(i for table in (VPDPBUSD, MADDUBS, MADD, SIGN, PACK16, PACK8, MULHRS, MULH, PSHUFB) for i in table.values()),
+    VPERMI2W,
     SDOT,
     UDOT,
     SMULL,

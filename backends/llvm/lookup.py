@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
+from numpy.typing import NDArray
 
 from . import instrs
 from .dsl import I8, I32, I64, Kernel, Ptr, Val
@@ -31,6 +33,25 @@ def table_rows(k: Kernel, table: Ptr) -> list[Any]:
 def emit_lookup_in(x: Val, rows: list[Any]) -> Val:
     """As `emit_lookup`, of a table that has been loaded."""
     return (x ^ x.splat(-128)).map(lambda r: _shuffled(x.k, r, rows))
+
+
+def emit_word_lookup(index: Val, table: Val) -> Val:
+    """table[index] - 128 for 16-bit lanes in [0, 255], in words; `table` is four registers of `word_table`, 64 words to a permutation."""
+    k, b, splat = index.k, index.k.b, instrs.splat
+
+    def found(i: Any) -> Any:
+        low, high = (instrs.VPERMI2W(k, table.regs[n], i, table.regs[n + 1]) for n in (0, 2))
+        second = b.icmp_signed("!=", b.and_(i, splat(i.type, 64)), splat(i.type, 0))
+        pair = b.select(second, high, low)
+        to_the_top = b.and_(b.lshr(b.xor(i, splat(i.type, 128)), splat(i.type, 4)), splat(i.type, 8))
+        return b.ashr(b.shl(pair, to_the_top), splat(i.type, 8))
+
+    return index.map(found)
+
+
+def word_table(table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """256 bytes as words (table[i], table[i + 128]), 128 less each, for `emit_word_lookup`."""
+    return np.ascontiguousarray((table ^ np.uint8(128)).reshape(2, 128).T)
 
 
 def _row(k: Kernel, p: Ptr) -> Any:

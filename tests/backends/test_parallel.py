@@ -70,7 +70,14 @@ def sequence(b: Builder) -> Graph:
     return b.graph(rows, b.rotate(b.reshape(rows, 2, 19, 5, 8), [4, 5, 6, 7, 0, 1, 2, 3]), b.cast(b.argmax(x, 2)))
 
 
-NETWORKS = {f.__name__: f for f in (residual, pointwise, attention, sequence)}
+def heads(b: Builder) -> Graph:
+    """Attention, with working memory for each piece: divided by heads, and by windows."""
+    q, k, v = (b.input(1, 70, 7, 8) for _ in range(3))
+    windows = [b.input(9, 20, 3, 16) for _ in range(3)]
+    return b.graph(b.attention(q, k, v, causal=True), b.attention(*windows, mask=b.clamp(b.input(9, 1, 1, 20, zero_point=0), 0, 1)))
+
+
+NETWORKS = {f.__name__: f for f in (residual, pointwise, attention, sequence, heads)}
 
 
 @cache

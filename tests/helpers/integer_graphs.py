@@ -193,7 +193,7 @@ class Builder:
     ) -> Value:
         """Logits of some +-`gain` nats; `bits` asks for the table of a logarithmic quantizer, `fine` for results finer than the values."""
         typical = 70.0 * 70.0 * q.shape[3] ** 0.5
-        fine = kw.get("fine", 3.0)
+        fine = kw.get("fine", 1.5)
         logits, values = logit_multiplier(gain / 3 / typical), value_multiplier(SCALE, SCALE / fine)
         out = quantized((*q.shape[:3], v.shape[3]), Quantization.per_tensor(SCALE / fine, int(self.rng.integers(-128, 128))))
         op = IntAttention(out, (logits.shift, logits.q), (values.shift, values.q), causal, bias is not None, mask is not None)

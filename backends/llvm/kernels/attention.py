@@ -23,7 +23,7 @@ from qcompiler.backends.llvm import instrs
 from qcompiler.backends.llvm.dsl import I32, I64, WHOLE_BITS, Carried, Index, Kernel, Ptr, Val
 from qcompiler.backends.llvm.epilogue import store_pixels
 from qcompiler.backends.llvm.launch import Address, Argument, Data, Launch, Nothing
-from qcompiler.backends.llvm.lookup import emit_lookup_in, table_rows
+from qcompiler.backends.llvm.lookup import emit_lookup_in, emit_word_lookup, table_rows, word_table
 from qcompiler.backends.llvm.target import Target
 from qcompiler.ir.integer import IntAttention
 from qcompiler.numerics.attention import MASKED
@@ -62,7 +62,8 @@ def plan_attention(run: Run, target: Target) -> Iterable[Launch]:
         seen = inputs[-1]
         c = replace(c, mask=seen.broadcast_strides((c.sizes.b, c.sizes.h, c.sizes.n, c.sizes.m)), mask_space=seen.space)
         mask = seen.argument
-    table = Data(np.asarray(data_of(v.inputs[3]), np.uint8).tobytes())
+    octets = np.asarray(data_of(v.inputs[3]), np.uint8)
+    table = Data((word_table(octets) if c.by_words else octets).tobytes())
     numbers = Data(launch_numbers(op, q, k, values, y, c).astype(np.int32).tobytes())
     arguments = (q.argument, k.argument, values.argument, y.argument, bias, mask, table, numbers, Address.of(run.scratch))
     names = ("q", "k", "v", "y", "bias", "mask", "table", "numbers", "scratch")
@@ -317,7 +318,8 @@ def emit_exponentials(head: Head, row: Count, blocks: Count) -> None:
         pair = k.load(x + i * (2 * size), 16, 2)
         carried[0] = carried[0].maximum(pair[:1].maximum(pair[1:]))
     top = _over_lanes(carried[0], Val.maximum)
-    table, total, done = table_rows(k, head.table), k.splat(0, 32), 0
+    table: list[Any] = list(k.load(head.table, 16, 4).regs) if c.by_words else table_rows(k, head.table)
+    total, done = k.splat(0, 32), 0
     if isinstance(blocks, int) and c.whole_blocks and c.whole_blocks < blocks:
         total, done = _exponentials(head, x, table, top, total, 0, c.whole_blocks, c.hides), c.whole_blocks
     hides = c.hides or c.whole_blocks < c.blocks
@@ -331,7 +333,11 @@ def _exponentials(head: Head, x: Ptr, table: list[Any], top: Val, total: Val, fi
     with each(k, blocks, [total], first) as (i, carried):
         pair = k.load(x + i * (2 * size), 16, 2)
         difference = pair.map(lambda v, t: k.intrinsic("ssub.sat", t, v), top)
-        e = emit_lookup_in((difference + difference.splat(-128)).sat(8), table)
+        if c.by_words:
+            e = emit_word_lookup(difference.minimum(difference.splat(255)), Val(k, tuple(table), 16)).sat(8)
+            e = e ^ e.splat(-128)
+        else:
+            e = emit_lookup_in((difference + difference.splat(-128)).sat(8), table)
         if hides:
             e = e.map(lambda r, h: k.b.and_(r, k.b.not_(h)), _are_hidden(pair))
         carried[0] = c.form.total(k, carried[0], e)

@@ -119,6 +119,11 @@ class AttentionConfig:
         return self.causal or self.mask is not None or self.bias_hides
 
     @property
+    def by_words(self) -> bool:
+        """Whether exponentials are looked up in registers of 32 words, which only AVX-512 has."""
+        return self.target.vector_bits == 512
+
+    @property
     def channels(self) -> list[tuple[int, int]]:
         """(first channel, registers) of the blocks of values' channels."""
         size = self.target.vector_bytes

@@ -21,6 +21,7 @@ from qcompiler.ir.graph import Value
 from qcompiler.ir.integer import IntSoftmax, IntSum
 from qcompiler.ir.ops import Gather, PadMode, Reduction
 from qcompiler.ir.types import DType, Quantization, quantized
+from qcompiler.numerics.attention import MASKED
 from qcompiler.numerics.softmax import log_tables
 
 Outputs = list[Value]
@@ -324,6 +325,65 @@ def matrix_products(b):
 @case
 def interpolations(b):
     return [b.int_resize(stored(b, 2, 4, 5, c), 7, 3) for c in (1, 20, 64)] + [b.int_resize(b.input(1, 3, 3, 5), 6, 6)]
+
+
+def heads(b: Builder, q: tuple[int, ...], m: int, g: int, e: int, **kw) -> Value:
+    """Attention from q [b,n,h,d] to m positions of g heads with values of e channels."""
+    k, v = stored(b, q[0], m, g, q[3], zero_point=-7), stored(b, q[0], m, g, e, zero_point=11)
+    return b.attention(stored(b, *q, zero_point=5), k, v, **kw)
+
+
+def bias_of(b: Builder, *shape: int) -> np.ndarray:
+    """Anything, a fifth of it hidden, some of it barely not."""
+    bias = b.rng.integers(-300, 300, shape)
+    return np.where(b.rng.random(shape) < 0.2, MASKED, np.where(b.rng.random(shape) < 0.05, b.rng.choice([MASKED + 1, 32767], shape), bias))
+
+
+@case
+def attention_of_all_sizes(b):
+    plain = b.attention(b.input(1, 9, 2, 26, zero_point=5), b.input(1, 33, 2, 26, zero_point=-128), b.input(1, 33, 2, 30, zero_point=127))
+    wide = heads(b, (1, 2, 1, 70), 130, 1, 130)
+    return [plain, wide, heads(b, (1, 1, 1, 1), 1, 1, 1), heads(b, (1, 65, 1, 16), 65, 1, 16), heads(b, (2, 3, 6, 8), 17, 2, 40)]
+
+
+@case
+def attention_within_one_buffer(b):
+    """Queries, keys and values side by side, as a dense layer leaves them; the result is read by channels."""
+    x = stored(b, 2, 20, 3 * 24)
+    parts = [b.reshape(b.channels(x, 24 * i, 24 * i + 24), 2, 20, 3, 8) for i in range(3)]
+    return [b.clamp(b.concat(3, b.attention(*parts), parts[1]))]
+
+
+@case
+def attention_to_the_past(b):
+    shapes = ((70, 70, 2), (9, 140, 1), (140, 9, 1))
+    return [heads(b, (1, n, 2, 8), m, g, 8, causal=True) for n, m, g in shapes]
+
+
+@case
+def attention_with_bias_and_mask(b):
+    mask = b.clamp(b.input(2, 1, 1, 130, zero_point=0), 0, 1)
+    rows = b.clamp(b.input(3, 1, 7, 49, zero_point=0), 0, 1)
+    return [
+        heads(b, (3, 7, 2, 8), 49, 2, 8, bias=bias_of(b, 1, 2, 7, 49)),
+        heads(b, (3, 7, 2, 8), 49, 2, 8, bias=bias_of(b, 2, 1, 1), mask=rows),
+        heads(b, (2, 5, 2, 8), 130, 1, 8, mask=mask),
+        heads(b, (2, 5, 2, 8), 130, 2, 8, bias=bias_of(b, 5, 130), mask=mask, causal=True),
+        heads(b, (1, 4, 1, 8), 20, 1, 8, mask=b.input(1, 1, 4, 1, zero_point=0)),
+        heads(b, (1, 4, 1, 8), 20, 1, 8, mask=b.clamp(b.input(20, zero_point=0), 0, 0)),
+    ]
+
+
+@case
+def attention_at_extremes(b):
+    """Logits that saturate, that all are alike, tables of few levels, results finer than values, shifts to the left."""
+    gains = [heads(b, (1, 7, 1, 16), 40, 1, 8, gain=gain) for gain in (1e5, 3e3, 1e-2)]
+    return [
+        *gains,
+        heads(b, (1, 7, 1, 16), 40, 1, 8, fine=60.0),
+        heads(b, (1, 7, 1, 16), 40, 1, 8, bits=4),
+        heads(b, (1, 3, 1, 2), 70, 1, 3, gain=1e6),
+    ]
 
 
 @case
