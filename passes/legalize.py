@@ -13,6 +13,7 @@ from qcompiler.ir.ops import ArgMax, Cast, Const, Conv, Dequantize, Input, MatMu
 from qcompiler.ir.pointwise import Add, Div, Max, Min, Mul, PRelu, Reciprocal, Sub, Unary
 from qcompiler.ir.sequence import Attention, Normalize, Rotate
 from qcompiler.ir.types import DType
+from qcompiler.numerics.normalize import MAX_CHANNELS
 
 from .storage_points import is_accumulating, is_movement
 from .symmetric_weights import symmetric_weights
@@ -65,6 +66,8 @@ def _sequence_problem(v: Value, what: str) -> str | None:
     computed = next((p for p in parameters if not isinstance(p.op, Const)), None)
     if computed is not None:
         return f"{what} has a parameter '{computed.name}' that is computed at run time; expected a constant"
+    if isinstance(v.op, Normalize) and v.shape[-1] > MAX_CHANNELS:
+        return f"{what} normalizes over {v.shape[-1]} channels; supported are {MAX_CHANNELS}"
     return _float_only(v, what)
 
 

@@ -17,6 +17,7 @@ from qcompiler.ir.ops import Cast, Const, Reduce, Reduction, constant
 from qcompiler.ir.pointwise import Binary, Clip, Div, Unary
 from qcompiler.ir.sequence import Normalize
 from qcompiler.ir.types import DType
+from qcompiler.numerics.normalize import MAX_CHANNELS
 
 from .regions import Floats, Make, Region, all_roots, between, outermost, replace_regions
 
@@ -47,10 +48,10 @@ def drop_scale(v: Value, sweep: Sweep) -> Value | None:
 
 
 def _is_reduction(v: Value) -> bool:
-    """A mean or sum over the last axis, which is kept."""
+    """A mean or sum over the last axis, which is kept, and not longer than integers can normalize."""
     match v:
         case Value(Reduce(Reduction.mean | Reduction.sum, axes, True), (x,)):
-            return axes == (len(x.shape) - 1,) and x.shape[-1] > 1
+            return axes == (len(x.shape) - 1,) and 1 < x.shape[-1] <= MAX_CHANNELS
     return False
 
 

@@ -104,14 +104,14 @@ def group_normalization(node: Node, x: Value, gain: Value, bias: Value) -> Value
     groups, channels = node.integer("num_groups"), x.shape[1]
     if groups < 1 or channels % groups:
         raise ValueError(f"{channels} channels do not divide into {groups} groups")
-    rows = node.emit(Reshape((x.shape[0], groups, x.type.size // x.shape[0] // groups)), x)
-    centred = node.emit(pw.Sub(), rows, node.emit(Reduce(Reduction.mean, (2,)), rows))
-    variance = node.emit(Reduce(Reduction.mean, (2,)), node.emit(pw.Mul(), centred, centred))
+    last = node.channels_last(x)
+    apart = node.emit(Reshape((x.shape[0], prod(x.shape[2:]), groups, channels // groups)), last)
+    centred = node.emit(pw.Sub(), apart, node.emit(Reduce(Reduction.mean, (1, 3)), apart))
+    variance = node.emit(Reduce(Reduction.mean, (1, 3)), node.emit(pw.Mul(), centred, centred))
     deviation = node.emit(pw.Sqrt(), node.emit(pw.Add(), variance, node.constant(node.number("epsilon"), x)))
-    whitened = node.emit(Reshape(x.shape), node.emit(pw.Div(), centred, deviation))
+    whitened = node.emit(Reshape(last.shape), node.emit(pw.Div(), centred, deviation))
     gain, bias = (_per_channel(node, p, groups, channels) for p in (gain, bias))
-    last = node.emit(pw.Mul(), node.channels_last(whitened), gain)
-    return node.channels_first(node.emit(pw.Add(), last, bias))
+    return node.channels_first(node.emit(pw.Add(), node.emit(pw.Mul(), whitened, gain), bias))
 
 
 def _per_channel(node: Node, p: Value, groups: int, channels: int) -> Value:
