@@ -53,6 +53,14 @@ class Instr:
         return found if found is not None else ir.Function(module, kind, self.intrinsic)
 
 
+def prefetch(k: Kernel, pointer: Any) -> None:
+    """Fetch the line at `pointer`, which may be any address, into the second-level cache."""
+    word = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, word, word, word])
+    function = k.module.globals.get("llvm.prefetch.p0") or ir.Function(k.module, kind, "llvm.prefetch.p0")
+    k.b.call(function, [pointer, *(ir.Constant(word, n) for n in (0, 2, 1))])
+
+
 # --- generic pieces that meanings are made of ------------------------------------------------------------------------
 
 

@@ -52,6 +52,11 @@ class Target:
         return self.vector_bits // 128
 
     @property
+    def prefetches(self) -> bool:
+        """Whether kernels ask for weights before they need them."""
+        return self.arch == "x86_64"
+
+    @property
     def triple(self) -> str:
         """LLVM's target triple."""
         return TRIPLES[self.os].format(arch=_APPLE_ARCH.get(self.arch, self.arch) if self.os == "macos" else self.arch)

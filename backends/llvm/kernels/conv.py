@@ -23,12 +23,17 @@ from qcompiler.backends.llvm.chains import Form
 from qcompiler.backends.llvm.dot import GROUP, Chained, dot_of
 from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val, join
 from qcompiler.backends.llvm.epilogue import Epilogue, Sources, load_pixels, store_pixels
+from qcompiler.backends.llvm.instrs import prefetch
 from qcompiler.backends.llvm.order import wide_order
 from qcompiler.backends.llvm.split import most_balanced
 from qcompiler.backends.llvm.target import Target
 
 from .chain import accumulate, header_bytes
 
+LINE = 64
+"""Bytes of a cache line."""
+FAR = 1 << 15
+"""Bytes of weights from which on a layer fetches ahead."""
 PARAMETERS = ("x", "residual", "weights", "constants", "tables", "out")
 
 
@@ -131,6 +136,8 @@ class Operands:
     tables: Ptr
     out: Ptr
     channel: Index | int = 0
+    ahead: Ptr | None = None
+    """What to fetch into the cache meanwhile."""
 
     @classmethod
     def of(cls, k: Kernel) -> Operands:
@@ -203,9 +210,31 @@ def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, start: int, at: Ope
             plus(at.channel, b * size + start),
         )
         with k.split(-(-config.rows // s.rows), axis == "rows") as i:
-            row = tile_start(i, s.rows, config.rows)
-            with k.split(-(-config.columns // s.columns), axis == "columns") as j:
-                _emit_tile(k, config, s, min(rest, size), block, row, tile_start(j, s.columns, config.columns))
+            row, across = tile_start(i, s.rows, config.rows), -(-config.columns // s.columns)
+            with k.split(across, axis == "columns") as j:
+                here = replace(block, ahead=_ahead(k, config, s, block, plus(i * across, j)))
+                _emit_tile(k, config, s, min(rest, size), here, row, tile_start(j, s.columns, config.columns))
+
+
+def _ahead(k: Kernel, config: ConvConfig, s: Segment, block: Operands, tile: Index | int) -> Ptr | None:
+    """What the next block reads, or the next layer: weights lie in the order of use. Tile t fetches part t of it.
+
+    Weights of a large network come from memory that is far, and no hardware looks ahead from one panel to the next."""
+    lines = _lines_ahead(config, s, k.target)
+    if not lines:
+        return None
+    part = config.depth // s.unroll * lines * LINE
+    panel = _block_sizes(config, s, k.target)[0]
+    offset = tile * part
+    return block.weights + panel + (offset if isinstance(offset, int) else offset.minimum(max(0, panel - part)))
+
+
+def _lines_ahead(config: ConvConfig, s: Segment, t: Target) -> int:
+    """Cache lines of the next block to fetch in each round of the K loop; 0: not worth it, as these weights stay near."""
+    if not t.prefetches or s.forms or config.depth * GROUP * config.channels * config.groups < FAR:
+        return 0
+    tiles = config.images * -(-config.rows // s.rows) * -(-config.columns // s.columns)
+    return -(-s.unroll * s.count * t.vector_bytes // (LINE * tiles))
 
 
 def plus(a: Index | int, b: Index | int) -> Index | int:
@@ -258,22 +287,26 @@ def _accumulate(k: Kernel, config: ConvConfig, s: Segment, offsets: Sequence[int
     if isinstance(dot, Chained):
         return accumulate(k, dot, s.forms, config.depth, offsets, x, at.weights, [first] * len(offsets))
     zero = k.splat(0, 32).repeat(s.count)
-    state: list[Val | Ptr] = [at.weights, *[first] * len(offsets), *[zero] * (len(offsets) * (s.chains - 1))]
+    lines = _lines_ahead(config, s, k.target)
+    state: list[Val | Ptr] = [at.weights, at.ahead or at.weights, *[first] * len(offsets), *[zero] * (len(offsets) * (s.chains - 1))]
 
     def groups(state: list[Val | Ptr], x: Ptr) -> None:
-        weights = state[0]
+        weights, ahead = state[:2]
         assert isinstance(weights, Ptr)
+        assert isinstance(ahead, Ptr)
+        for line in range(lines):
+            prefetch(k, (ahead + line * LINE).ir)
         # broadcasts are written next to their use: given all at once, LLVM keeps them in registers and spills accumulators
         xs = [dot.consecutive(k, x + offset, s.unroll) for offset in offsets] if dot.wide > 1 else []
         for u in range(s.unroll):
             w = k.load(weights + u * registers, 8, s.count)
             for n, offset in enumerate(offsets):
-                at = 1 + u % s.chains * len(offsets) + n
+                at = 2 + u % s.chains * len(offsets) + n
                 acc = state[at]
                 assert isinstance(acc, Val)
                 operand = xs[n][u] if xs else dot.broadcast(k, x + (offset + GROUP * u))
                 state[at] = dot.all(k, acc, operand, w)
-        state[0] = weights + s.unroll * registers
+        state[:2] = weights + s.unroll * registers, ahead + lines * LINE
 
     def walk(runs: Sequence[tuple[int, int]], state: list[Val | Ptr], x: Ptr) -> list[Val | Ptr]:
         if runs:
