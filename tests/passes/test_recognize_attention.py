@@ -293,3 +293,34 @@ def test_constant_keys_are_declined():
     declined = Declined()
     assert "Attention" not in census(simplify(graph, declined))
     assert any("constant" in reason for _, reason in declined.reasons)
+
+
+# --- the operator of opset 23 ---
+
+
+def by_operator(o, mask, **attributes):
+    q, k, v = separate(o, o.input(1, N, C))
+    return o.graph(o.merged(o.op("Attention", q, k, v, mask, **attributes), N, C), opset=23)
+
+
+def test_a_triangle_as_operand_is_causal():
+    o = Spelled()
+    assert check(by_operator(o, TRIANGLE)).op == Attention(pytest.approx(D**-0.5), causal=True)
+
+
+def test_a_constant_boolean_is_a_bias():
+    o = Spelled()
+    seen = o.rng.random((N, N)) < 0.7
+    found = check(by_operator(o, seen | np.eye(N, dtype=bool)))
+    assert found.op == Attention(pytest.approx(D**-0.5), bias=True)
+
+
+@pytest.mark.parametrize("as_bias", [False, True])
+def test_a_mask_of_constants_and_an_input(as_bias):
+    o = Spelled()
+    both = o.op("And", (TRIANGLE == 0)[None, None], o.op("Cast", lift(o, o.input(1, N, name="seen", dtype=np.int64)), to=9))
+    mask = o.op("Where", both, 0.0, -1e9) if as_bias else both
+    feeds = {"x": np.random.default_rng(2).standard_normal((1, N, C)).astype(np.float32), "seen": np.array([[1, 1, 1, 1, 0, 0]])}
+    found = check(by_operator(o, mask), feeds)
+    assert found.op == Attention(pytest.approx(D**-0.5), causal=True, mask=True)
+    assert found.inputs[3].shape == (1, 1, 1, N)
