@@ -47,7 +47,7 @@ def whole(artifact: str, manifest: Manifest) -> dict[str, Any]:
         "outputs": [tensor(t) for t in interface.outputs],
         "sizes": {"arena": interface.arena_size, "weights": interface.weights_size, "code": manifest.code_size},
         "files": dict(manifest.files),
-        "memory": memory_map(open_graph(artifact)),
+        "memory": memory_map(open_graph(artifact), manifest.target.name),
         "report": report_of(manifest),
         "certificate": manifest.certificate,
     }
@@ -63,12 +63,15 @@ def interval(t: dict[str, Any]) -> str | None:
     return None if t["low"] is None else f"{t['low']} .. {t['high']}"
 
 
-def memory_map(graph: Graph) -> list[dict[str, Any]]:
-    """The buffers of the arena, in order of their first step."""
+def memory_map(graph: Graph, target: str) -> list[dict[str, Any]]:
+    """The buffers of the arena, working memory of kernels among them, in order of their first step."""
+    from qcompiler.backends.llvm.kernels.table import scratch_of
+    from qcompiler.backends.llvm.target import find_target
     from qcompiler.passes.partition import partition
     from qcompiler.passes.plan_memory import plan_memory
 
-    return [asdict(b) for b in sorted(plan_memory(graph, partition(graph)).blocks, key=lambda b: (b.first, b.offset))]
+    plan = plan_memory(graph, partition(graph), scratch_of(find_target(target)))
+    return [asdict(b) for b in sorted(plan.blocks, key=lambda b: (b.first, b.offset))]
 
 
 def one(artifact: str, manifest: Manifest, name: str) -> dict[str, Any]:
