@@ -120,8 +120,8 @@ class Requant:
     bits: int = 8
 
     def emit(self, a: Val, r: Reader, count: int, sources: Sources) -> Val:
-        """numerics.requantize_biased (or its wide form) over lanes that are registers. Left shifts are products with powers of two: SSE has no left shift
-        per lane, and LLVM would go through floating point."""
+        """numerics.requantize_biased (or its wide form) over lanes that are registers. Left shifts are products with powers of two: SSE has no
+        left shift per lane, and LLVM would go through floating point."""
         if self.left:
             a = a * _spread(r.numbers(32, count, self.uniform), a)
         right = _spread(r.numbers(32, count, self.uniform), a)

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from qcompiler.numerics.lanes import CheckedLanes, WidthError
-from qcompiler.numerics.requantize import Multiplier, multiplier, output_offset, requantize, rounding_half
+from qcompiler.numerics.requantize import Multiplier, multiplier, output_offset, requantize, requantize_wide, rounding_half
 
 INT32 = st.integers(-(1 << 31), (1 << 31) - 1)
 MULTIPLIERS = st.builds(Multiplier, st.integers(-15, 31), st.integers(1 << 14, (1 << 15) - 1))
@@ -99,3 +99,26 @@ def test_lanes_refuse_mixed_widths() -> None:
 @given(st.integers(-(1 << 15), (1 << 15) - 1), st.integers(1 << 14, (1 << 15) - 1))
 def test_mul_q15_is_the_rounded_product(t: int, q: int) -> None:
     assert CheckedLanes(t, 16).mul_q15(CheckedLanes(q, 16)).values == floor(Fraction(t * q, 1 << 15) + Fraction(1, 2))
+
+
+WIDE_MULTIPLIERS = st.builds(Multiplier, st.integers(-15, 31), st.integers(1 << 14, (1 << 15) - 1))
+
+
+@given(INT32, WIDE_MULTIPLIERS)
+def test_sixteen_bits_within_one_and_a_half_units(acc: int, m: Multiplier) -> None:
+    """Up to 2^14 units; beyond, the result saturates somewhere between 2^14 and 2^15."""
+    assume(in_range(acc, m))
+    real = Fraction(acc * m.q) / Fraction(2) ** (15 + m.shift)
+    y = int(requantize_wide(np.array([acc]), np.array([m.shift]), np.array([m.q]))[0])
+    if abs(real) <= 1 << 14:
+        assert abs(y - real) <= Fraction(3, 2)
+    else:
+        assert (1 << 14) - 2 <= abs(y) <= min(abs(real) + 2, 1 << 15)
+        assert (y > 0) == (real > 0)
+
+
+@given(st.floats(2.0**-40, 2.0**15 - 1))
+def test_multiplier_without_fraction_bits_is_nearest(real: float) -> None:
+    m = multiplier(real, 0)
+    exactly = Fraction(m.q) / Fraction(2) ** (15 + m.shift)
+    assert m.shift == 31 or abs(exactly / Fraction(real) - 1) <= Fraction(1, 1 << 15)
