@@ -33,7 +33,7 @@ from qcompiler.passes.plan_memory import Run
 
 from . import attention_plan as at
 from .activation_products import XOperand, word_order
-from .attention_pack import pack_keys, pack_values, prepare_mask, prepare_queries, total_of_lanes
+from .attention_pack import pack_keys, pack_values, prepare_mask, prepare_queries, reduced
 from .attention_plan import AttentionConfig, bias_words, config_of, launch_numbers
 from .rows import constant_data, data_of, operands, result_of, walk
 
@@ -289,7 +289,7 @@ def _without_hidden(head: Head, x: Val, n0: Count, row: int, block: Count, count
         x = _hidden_where(x, "==", _constants(k, missing)[: len(x)], x.splat(1))
     if edge:
         last = Index(k, k.i64(n0)) + (row + c.sizes.m - c.sizes.n)
-        x = _hidden_where(x, ">", order, _splat16(k, k.b.sub(last.ir, k.i64(block * c.block))))
+        x = _hidden_where(x, ">", order, _splat16(k, k.b.trunc(k.b.sub(last.ir, k.i64(block * c.block)), ir.IntType(16))))
     return x
 
 
@@ -301,9 +301,9 @@ def _constants(k: Kernel, values: np.ndarray[Any, Any]) -> Val:
 
 
 def _splat16(k: Kernel, value: Any) -> Val:
-    """The low 16 bits of a 64-bit integer in all lanes."""
+    """A 16-bit integer in all lanes."""
     kind = k.register_type(16)
-    one = k.b.insert_element(ir.Constant(kind, ir.Undefined), k.b.trunc(value, ir.IntType(16)), ir.Constant(I32, 0))
+    one = k.b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
     return Val(k, (instrs.pick(k.b, one, [0] * kind.count),), 16)
 
 
@@ -317,14 +317,14 @@ def emit_exponentials(head: Head, row: Count, blocks: Count) -> None:
     with each(k, blocks, [k.splat(MASKED, 16)]) as (i, carried):
         pair = k.load(x + i * (2 * size), 16, 2)
         carried[0] = carried[0].maximum(pair[:1].maximum(pair[1:]))
-    top = _over_lanes(carried[0], Val.maximum)
+    top = _splat16(k, reduced(carried[0], "smax"))
     table: list[Any] = list(k.load(head.table, 16, 4).regs) if c.by_words else table_rows(k, head.table)
     total, done = k.splat(0, 32), 0
     if isinstance(blocks, int) and c.whole_blocks and c.whole_blocks < blocks:
         total, done = _exponentials(head, x, table, top, total, 0, c.whole_blocks, c.hides), c.whole_blocks
     hides = c.hides or c.whole_blocks < c.blocks
     total = _exponentials(head, x, table, top, total, done, blocks, hides)
-    _row_numbers(head, head.part("numbers") + row * at.ROW_NUMBERS, total_of_lanes(total))
+    _row_numbers(head, head.part("numbers") + row * at.ROW_NUMBERS, k.b.zext(reduced(total, "add"), I64))
 
 
 def _exponentials(head: Head, x: Ptr, table: list[Any], top: Val, total: Val, first: int, blocks: Count, hides: bool) -> Val:
@@ -351,16 +351,6 @@ def _are_hidden(pair: Val) -> Val:
     """8-bit lanes, -1 where logits are hidden."""
     k, hidden = pair.k, pair.splat(MASKED).regs[0]
     return pair.map(lambda v: k.b.sext(k.b.icmp_signed("==", v, hidden), v.type)).sat(8)
-
-
-def _over_lanes(x: Val, combine: Callable[[Val, Val], Val]) -> Val:
-    """All lanes combined, in every lane."""
-    lanes = x.k.target.vector_bits // x.bits
-    step = lanes // 2
-    while step:
-        x = combine(x, x.k.permute(x, [(i + step) % lanes for i in range(lanes)]))
-        step //= 2
-    return x
 
 
 def _row_numbers(head: Head, to: Ptr, s: Any) -> None:

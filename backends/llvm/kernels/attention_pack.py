@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from qcompiler.backends.llvm.dsl import I32, I64, Index, Kernel, Ptr, Val
+from qcompiler.backends.llvm.dsl import I32, Index, Kernel, Ptr, Val
 
 from . import attention_plan as at
 from .activation_products import CHUNK, first_lanes, key_chunks, prepare_row, value_chunks
@@ -97,19 +97,16 @@ def prepare_queries(k: Kernel, c: AttentionConfig, q: Ptr, numbers: Ptr, slot: P
             acc, one = k.splat(0, 32).regs[0], k.splat(1, 8).regs[0]
             for start in range(0, c.sizes.d, size):
                 acc = form.scores(k, acc, form.operand(k, k.load(to + start, 8).regs[0]), one)
-            total = k.b.trunc(total_of_lanes(Val(k, (acc,), 32), signed=True), I32)
+            total = reduced(Val(k, (acc,), 32), "add")
             k.b.store(k.b.mul(total, factor), (slot + c.areas["numbers"] + r * at.ROW_NUMBERS).ir, align=4)
 
 
-def total_of_lanes(x: Val, signed: bool = False) -> Any:
-    """The sum of the 32-bit lanes of one register as a 64-bit integer."""
-    k, lanes = x.k, x.k.target.lanes
-    step = lanes // 2
-    while step:
-        x = x + k.permute(x, [(i + step) % lanes for i in range(lanes)])
-        step //= 2
-    lane = k.b.extract_element(x.regs[0], ir.Constant(I32, 0))
-    return k.b.sext(lane, I64) if signed else k.b.zext(lane, I64)
+def reduced(x: Val, operation: str) -> Any:
+    """The lanes of one register combined by LLVM's `operation`, as an integer of their width."""
+    k, (register,) = x.k, x.regs
+    name = f"llvm.vector.reduce.{operation}.v{register.type.count}i{x.bits}"
+    kind = ir.FunctionType(register.type.element, [register.type])
+    return k.b.call(k.module.globals.get(name) or ir.Function(k.module, kind, name), [register])
 
 
 def prepare_mask(k: Kernel, c: AttentionConfig, mask: Ptr, to: Ptr) -> None:
