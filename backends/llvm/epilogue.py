@@ -211,20 +211,37 @@ class Added:
 
 @dataclass(frozen=True)
 class Addend:
-    """The residual operand of an `IntConv`: acc + m_o * r, in 32 bits, before anything is rounded; z_r is part of the bias."""
+    """The residual operand of an `IntConv`: acc + m_o * r, in 32 bits, before anything is rounded; z_r is part of the bias, and so
+    is `addend_offset`, which is added to r because bytes widen in half the instructions without their sign."""
 
     bits: int = 8
 
     def emit(self, acc: Val, r: Reader, count: int, sources: Sources) -> Val:
         if sources.residual is None:
             raise ValueError("an epilogue with a residual needs its operand")
-        return acc + product_of_words(sources.residual().sext(32)[: len(acc)], _spread(r.lanes(32, count), acc))
+        other, m = sources.residual(), _spread(r.lanes(32, count), acc)
+        wide = unsigned_words(other) if addend_offset(acc.k.target, self.bits) else other.sext(32)
+        return acc + product_of_words(wide[: len(acc)], m)
 
     def sizes(self, count: int) -> int:
         return count
 
 
 Stage = Requant | Clamped | Table | Residual | Addend | Added
+
+
+def addend_offset(target: Target, bits: int) -> int:
+    """What `Addend` adds to its operand."""
+    return target.storage_offset if bits == 8 else 0
+
+
+def unsigned_words(x: Val) -> Val:
+    """x + 128 of 8-bit lanes in 32 bits, in the order of `sext(32)`: one pshufb per register."""
+    k, (reg,) = x.k, (x ^ x.splat(-128)).regs
+    zero = instrs.splat(reg.type, 0)
+    lanes = reg.type.count
+    picks = ([16 * part + 4 * j + i if byte == 0 else lanes for part in range(lanes // 16) for i in range(4) for byte in range(4)] for j in range(4))
+    return k.reinterpret(Val(k, tuple(instrs.shuffle(k.b, reg, zero, p) for p in picks), 8), 32)
 
 
 def product_of_words(x: Val, m: Val) -> Val:

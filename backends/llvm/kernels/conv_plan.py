@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.backends.llvm.dot import GROUP, Chained, Dot, dot_of
-from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData, describe
+from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData, addend_offset, describe
 from qcompiler.backends.llvm.launch import Address, Argument, Data, Launch, Nothing
 from qcompiler.backends.llvm.target import Target
 from qcompiler.ir.graph import Value
@@ -64,7 +64,12 @@ def corrected_bias(v: Value, target: Target) -> NDArray[np.int64]:
 
 def epilogue_of(run: Run, target: Target) -> tuple[Epilogue, EpilogueData]:
     """Epilogue of a convolution's step, told how its result and residual are stored."""
-    epilogue, data = describe(run.step.epilogue, corrected_bias(run.step.producer, target), run.step.producer)
+    v = run.step.producer
+    epilogue, data = describe(run.step.epilogue, corrected_bias(v, target), v)
+    if len(v.inputs) > 3:
+        multipliers = const_data(v.inputs[4])
+        assert multipliers is not None
+        data = replace(data, bias=data.bias - addend_offset(target, epilogue.residual_bits) * multipliers.astype(np.int64).reshape(-1))
     stored = bool(target.storage_offset)
     return replace(epilogue, stored=stored and run.result.in_arena, residual_stored=stored and run.operands[-1].in_arena), data
 
