@@ -27,7 +27,7 @@ from scipy.sparse.csgraph import connected_components
 
 from qcompiler.ir.graph import Declined, Graph, Value
 from qcompiler.ir.ops import AveragePool, Concat, Const, Conv, Input, MaxPool, Pad, PadMode, Reduce, Reduction, Reshape, Resize, Slice
-from qcompiler.ir.pointwise import Add, Clip, LeakyRelu, Sub
+from qcompiler.ir.pointwise import Add, Clip, LeakyRelu, Mul, Sub
 
 from .calibrate.statistics import Statistics
 from .constants import Floats, floats, same_dtype
@@ -78,7 +78,7 @@ def channel_classes(graph: Graph) -> dict[Value, Ints]:
     for v in filter(_is_activation, graph.order):
         own[v] = np.arange(count, count + v.shape[-1])
         count += v.shape[-1]
-    pairs = [pair for v in own if commutes(v) for i, part in _sources(v) if i in own for pair in ((own[v][part], own[i][_picked(v)]),)]
+    pairs = [(own[v][part], own[i][_picked(v)]) for v in own if commutes(v) for i, part in _sources(v) if i in own]
     rows, columns = (np.concatenate([p[k] for p in pairs] or [np.empty(0, np.int64)]) for k in range(2))
     _, labels = connected_components(coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(count, count)), directed=False)
     return {v: labels[numbers] for v, numbers in own.items()}
@@ -86,10 +86,23 @@ def channel_classes(graph: Graph) -> dict[Value, Ints]:
 
 def _sources(v: Value) -> Iterator[tuple[Value, slice]]:
     """The operands of a commuting `v`, each with the channels of `v` that it gives."""
+    if isinstance(v.op, Mul):
+        yield _scaled_factor(v), slice(None)
+        return
     start = 0
     for i in v.inputs:
         yield i, slice(start, start + i.shape[-1]) if isinstance(v.op, Concat) else slice(None)
         start += i.shape[-1]
+
+
+def _scaled_factor(v: Value) -> Value:
+    """Of the factors of a product the one that takes the scale: a convolution's result where there is one."""
+    return min((i for i in v.inputs if i.shape == v.shape), key=lambda i: not isinstance(i.op, Conv))
+
+
+def _passes(u: Value, v: Value) -> bool:
+    """Whether reader `u` of `v` passes on the scales of its channels."""
+    return commutes(u) and (not isinstance(u.op, Mul) or _scaled_factor(u) is v)
 
 
 def _picked(v: Value) -> slice:
@@ -119,7 +132,7 @@ def _is_activation(v: Value) -> bool:
 
 
 def commutes(v: Value) -> bool:
-    """Whether `v` = f(x) with f(s x) = s f(x) for every s > 0 per channel of the last axis."""
+    """Whether `v` = f(x) with f(s x) = s f(x) for every s > 0 per channel of the last axis; of a product, x is one factor."""
     match v.op:
         case Clip(lo, hi):
             return {lo, hi} <= {-inf, 0.0, inf}
@@ -127,6 +140,8 @@ def commutes(v: Value) -> bool:
             return True
         case Add() | Sub():
             return all(i.shape == v.shape for i in v.inputs)
+        case Mul():
+            return len(set(v.inputs)) == 2 and any(i.shape == v.shape for i in v.inputs) and not any(isinstance(i.op, Const) for i in v.inputs)
         case Concat(axis):
             return axis == v.type.rank - 1
         case Slice():
@@ -148,7 +163,7 @@ def _why_fixed(v: Value, graph: Graph, layers: Mapping[Value, Layer]) -> str | N
         return f"'{v.name}' is an input or output of the network"
     if isinstance(v.op, Const) or not (v in layers or commutes(v)):
         return f"{type(v.op).__name__} '{v.name}' does not commute with scales"
-    readers = [u for u in graph.uses[v] if not commutes(u) and not (u in layers and u.inputs[0] is v)]
+    readers = [u for u in graph.uses[v] if not _passes(u, v) and not (u in layers and u.inputs[0] is v)]
     return f"its reader {type(readers[0].op).__name__} '{readers[0].name}' does not commute with scales" if readers else None
 
 

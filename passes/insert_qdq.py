@@ -132,7 +132,7 @@ class _Inserter:
     def _is_wide(self, v: Value) -> bool:
         """Whether constants that `v` reads are rounded to 16 bits, to its own scale, when it is lowered."""
         quant = self.quant.get(v)
-        return isinstance(v.op, Add) and quant is not None and quant.bits > 8
+        return isinstance(v.op, (Add, Concat)) and quant is not None and quant.bits > 8
 
     def _conv_operands(self, v: Value, inputs: list[Value]) -> list[Value]:
         x, w = inputs[0], inputs[1]

@@ -142,6 +142,11 @@ def _wide_sum(operands: Sequence[Value], y: TensorType, name: str) -> Value:
     return weighted_sum(operands, [1] * len(operands), y, name)
 
 
+def _joined(o: Value, y: TensorType, name: str) -> Value:
+    """An operand of a concatenation in the quantization of the result."""
+    return quantized_constant(o, y, name) if isinstance(o.op, Const) and o.type.quant is None else rescaled(o, y, name)
+
+
 def _operands(x: Value, source: Source) -> list[Value]:
     """The integer operands of float value `x`."""
     operands = [i if isinstance(i.op, Const) else source(i) if isinstance(i.op, Dequantize) or not i.type.dtype.is_float else None for i in x.inputs]
@@ -186,7 +191,7 @@ def _lower_operator(x: Value, operands: Sequence[Value], y: TensorType, name: st
         case Normalize() | Attention() | Rotate():
             return lower_sequence(x, operands, y, name)
         case Concat():
-            return apply(x.op, *(rescaled(o, y, f"{name}.{i}") for i, o in enumerate(operands)), name=name)
+            return apply(x.op, *(_joined(o, y, f"{name}.{i}") for i, o in enumerate(operands)), name=name)
         case _ if is_movement(x):
             return rescaled(apply(x.op, *operands, name=name), y, name)
     raise NoIntegerForm(f"{type(x.op).__name__} '{x.name}' has no integer form")

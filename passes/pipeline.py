@@ -30,6 +30,7 @@ from .prove_ranges import Bound, prove_ranges
 from .relax_clips import relax_clips
 from .reparameterize import reparameterize
 from .simplify import simplify
+from .split_normalizations import split_normalizations
 from .storage_points import storage_points
 from .unary_function import sole_function
 from .watch import watched
@@ -86,7 +87,8 @@ def quantize(graph: Graph, batches: Batches, options: Options = Options(), progr
     """
     declined = Declined()
     simple = simplify(watched("import", graph, Stage.float), declined)
-    simple = verify(watched("legalize", legalize(simple, declined)), Stage.float)
+    simple = split_normalizations(legalize(simple, declined))
+    simple = verify(watched("legalize", simple), Stage.float)
     preview, batches = split_off(batches, PREVIEW_SAMPLES)
     simple = evened(simple, preview, options, declined)
     statistics = calibrate(simple, batches, storage_points(simple), progress)

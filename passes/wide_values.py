@@ -49,7 +49,7 @@ def _is_embedding(v: Value) -> bool:
 
 
 def _reads_wide(user: Value) -> bool:
-    return isinstance(user.op, (Add, Normalize, *MOVED)) and all(isinstance(i.op, Const) is False for i in user.inputs[:1])
+    return isinstance(user.op, (Add, Normalize, *MOVED))
 
 
 def _wants_width(graph: Graph, v: Value) -> bool:
@@ -57,8 +57,8 @@ def _wants_width(graph: Graph, v: Value) -> bool:
 
 
 def _is_stream(graph: Graph, v: Value, wide: set[Value]) -> bool:
-    """Whether `v` is a sum that goes into another wide sum."""
-    return isinstance(v.op, Add) and any(isinstance(u.op, Add) and u in wide for u in graph.uses[v])
+    """Whether `v` is a sum, or a normalization, that goes into another wide sum."""
+    return isinstance(v.op, (Add, Normalize)) and any(isinstance(u.op, Add) and u in wide for u in graph.uses[v])
 
 
 def streams(graph: Graph, wide: frozenset[Value]) -> list[tuple[Value, Value]]:
