@@ -13,7 +13,12 @@ from onnx import helper, numpy_helper
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.compare import OURS, markdown, mean_gain, summarized, worker
+from benchmarks.measure import all_equal, options_for
 from benchmarks.models import LIGHT, drawn, with_random_weights
+from benchmarks.peers import samples
+from benchmarks.transformers import Row as Measured
+from benchmarks.transformers import line
+from benchmarks.zoo import PERPLEXITY, TOP1, perplexity_of, similarity_of, top1_of
 
 ABOUT = dict.fromkeys((OURS, "ORT float", "ORT int8"), "")
 
@@ -68,3 +73,47 @@ def test_weights_keep_the_variance_of_activations():
     w = drawn((64, 32, 3, 3), np.random.default_rng(0))
     assert w.std() == pytest.approx(np.sqrt(2 / 288), rel=0.05)
     assert (drawn((64,), np.random.default_rng(0)) > 0).all()
+
+
+def test_metrics_of_sequences():
+    labels = top1_of(np.array([1, 0, 1]))
+    assert labels([np.array([[0, 1]]), np.array([[0, 1]])]) == 50
+    scores = similarity_of(np.array([0.0, 5.0, 2.0]))
+    a, opposite, across = np.array([1.0, 0.0]), np.array([-3.0, 0.0]), np.array([0.0, 2.0])
+    assert scores([a, opposite, a, a, a, across]) == pytest.approx(1)
+    assert scores([a, a, a, opposite, a, across]) == pytest.approx(-1)
+
+
+def test_perplexity_leaves_padding_out():
+    even = np.zeros((1, 3, 8), np.float32)
+    even[0, 2, 0] = 50
+    assert perplexity_of(np.array([[1, 7, -1]]))([even]) == pytest.approx(8)
+    assert perplexity_of(np.array([[1, 7, 3]]))([even]) > 1000
+
+
+def test_losses_are_positive_where_the_program_is_worse():
+    assert TOP1.loss(82.0, 81.5) == pytest.approx(0.5)
+    assert PERPLEXITY.loss(4.0, 4.2) == pytest.approx(5)
+
+
+def test_precisions_are_read():
+    chosen = options_for("w4a8")
+    assert (chosen.weight_bits, chosen.activation_bits) == (4, 8)
+    with pytest.raises(ValueError, match="expected a precision such as w8a8, found 'int8'"):
+        options_for("int8")
+
+
+def test_a_missed_bar_and_a_differing_target_are_shown():
+    row = Measured("net", "w8a8", "top-1", "points", 80.0, 79.0, 1.0, 0.3, {"host": "2/2", "arm64": "1/2"}, {"arm64": True}, float_ms=4, ours_ms=2)
+    assert not row.kept
+    assert not all_equal(row.exact)
+    assert "+1 points (0.3, missed) | {'host': '2/2', 'arm64': '1/2'} | yes | 4.00 | 2.00 | 2.00x" in line(row)
+    assert "UnsupportedModel: no" in line(Measured("net", "w8a8", "top-1", "points", 80.0, error="UnsupportedModel: no"))
+
+
+def test_peers_get_all_inputs(tmp_path):
+    np.savez(tmp_path / "d.npz", ids=np.arange(6).reshape(3, 2), mask=np.ones((3, 2)))
+    rows = list(samples(tmp_path / "d.npz"))
+    assert len(rows) == 3
+    assert (rows[1]["ids"] == [[2, 3]]).all()
+    assert rows[1]["mask"].shape == (1, 2)
