@@ -25,14 +25,22 @@ class ArenaPool:
         self.size = size
         self._free: list[NDArray[np.uint8]] = []
 
-    @contextmanager
-    def lend(self) -> Iterator[NDArray[np.uint8]]:
+    def take(self) -> NDArray[np.uint8]:
         """An arena for the time of a call (list.pop and list.append are atomic)."""
         try:
-            arena = self._free.pop()
+            return self._free.pop()
         except IndexError:
-            arena = allocate(self.size)
+            return allocate(self.size)
+
+    def give_back(self, arena: NDArray[np.uint8]) -> None:
+        """The call is over."""
+        self._free.append(arena)
+
+    @contextmanager
+    def lend(self) -> Iterator[NDArray[np.uint8]]:
+        """`take`, and `give_back` at the end."""
+        arena = self.take()
         try:
             yield arena
         finally:
-            self._free.append(arena)
+            self.give_back(arena)

@@ -60,6 +60,15 @@ def test_what_does_not_fit_is_named(feeds: dict[str, np.ndarray], words: str) ->
     assert caught.value.exit_code == 2
 
 
+def test_arrays_that_are_just_right_are_used_in_place_and_others_converted() -> None:
+    x = rows(1).astype(np.int8)
+    locked, strided = x.copy(), np.empty((*x.shape[:-1], 2 * x.shape[-1]), x.dtype)[..., ::2]
+    locked.flags.writeable, strided[...] = False, x
+    results = [native().run_integer({"x": given})["y"] for given in (x, locked, strided, x[::-1])]
+    assert all(np.array_equal(y, answer(x)) and y.shape == results[0].shape for y in results)
+    assert all(y.flags.writeable and not np.shares_memory(y, x) for y in results)
+
+
 def test_integers_are_not_taken_for_real_numbers() -> None:
     with pytest.raises(InputError, match=r"input 'x': expected float32, found uint8; convert it with .astype\('float32'\)"):
         native().run({"x": np.zeros((1, 8), np.uint8)})
