@@ -190,7 +190,8 @@ def _rotate(v: Value, operands: list[Interval]) -> Reach:
     lo, hi = operands[0]
     cos, sin = (np.asarray(const_data(i), np.int64) for i in v.inputs[1:])
     low, high = (pick(cos * lo, cos * hi) + pick(sin * lo, sin * hi) for pick in (np.minimum, np.maximum))
-    return low, high, np.atleast_1d(255 * (np.abs(cos) + np.abs(sin)).max())
+    most = max(abs(lo), abs(hi)) if v.inputs[0].type.dtype is DType.i16 else 255
+    return low, high, np.atleast_1d(most * (np.abs(cos) + np.abs(sin)).max())
 
 
 _RULES: dict[type, Callable[[Value, list[Interval]], Reach]] = {

@@ -1,13 +1,14 @@
-"""Which values are stored in 16 bits: the outputs of the network, and the residual streams of transformers.
+"""Which values are stored in 16 bits: the outputs of the network, the residual streams of transformers, and what is rotated.
 
     x_{l+1} = x_l + f(Normalize(x_l))
 
 Rounding the stream to 8 bits at every addition would add up over the depth, and its few channels of great values (Sun et al. 2024,
 "Massive Activations in Large Language Models") would leave two or three bits to all others. Nothing multiplies a stream: it is
-read by additions and normalizations alone, so 16 bits cost no dot product. Outputs are wide because answers would otherwise tie.
+read by additions and normalizations alone, so 16 bits cost no dot product. Outputs are wide because answers would otherwise tie. Queries and
+keys before rotary embedding are wide because they would be rounded twice otherwise: its products are of 16 bits anyway.
 
 A value may be wide where whatever computes it ends in a requantization (or a normalization, or a table of embeddings), and where
-all that read it are additions, normalizations or movement of which the same is true.
+all that read it are additions, normalizations, rotations or movement of which the same is true.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.ops import Concat, Const, Gather, Reshape, Slice, Transpose
 from qcompiler.ir.pointwise import Add, Clip
-from qcompiler.ir.sequence import Normalize
+from qcompiler.ir.sequence import Normalize, Rotate
 
 from .storage_points import is_accumulating, is_stored, sharing_groups
 
@@ -49,11 +50,11 @@ def _is_embedding(v: Value) -> bool:
 
 
 def _reads_wide(user: Value) -> bool:
-    return isinstance(user.op, (Add, Normalize, *MOVED))
+    return isinstance(user.op, (Add, Normalize, Rotate, *MOVED))
 
 
 def _wants_width(graph: Graph, v: Value) -> bool:
-    return v in graph.outputs or any(isinstance(u.op, Normalize) for u in graph.uses[v])
+    return v in graph.outputs or any(isinstance(u.op, (Normalize, Rotate)) for u in graph.uses[v])
 
 
 def _is_stream(graph: Graph, v: Value, wide: set[Value]) -> bool:

@@ -221,7 +221,7 @@ class IntAttention(Op):
 
 @dataclass(frozen=True)
 class IntRotate(Op):
-    """Operands x [B,N,H,D] (i8), cos [N,D], sin [N,D] (i16 const in units of 2^-14):
+    """Operands x [B,N,H,D] (i8 or i16), cos [N,D], sin [N,D] (i16 const in units of 2^-14):
     acc[b,n,h,i] = (x[..,i] - z) cos[n,i] + (x[..,partners_i] - z) sin[n,i], in units of S_x 2^-14."""
 
     partners: tuple[int, ...]

@@ -104,7 +104,7 @@ INTEGER_TABLE: Table = {
     integer.IntCast: Legal(ACTIVATION, (INTEGER,)),
     integer.IntNormalize: Legal(EITHER, (EITHER, WORDS, WORDS)),
     integer.IntAttention: Legal(ACTIVATION, (ACTIVATION, ACTIVATION, ACTIVATION, OCTETS, INTEGER)),
-    integer.IntRotate: Legal(WORDS, (ACTIVATION, HALVES, HALVES)),
+    integer.IntRotate: Legal(WORDS, (EITHER, HALVES, HALVES)),
 }
 
 

@@ -213,7 +213,7 @@ class Builder:
         """Rotary embedding of x [B,N,H,D] by random angles."""
         turn = self.rng.uniform(-4, 4, (x.shape[1], x.shape[3]))
         cos, sin = (self.const(np.rint(f(turn) * (1 << 14)).astype(np.int16)) for f in (np.cos, np.sin))
-        return self.requantize(self.apply(IntRotate(tuple(map(int, partners))), x, cos, sin), 2.0**20, **kw)
+        return self.requantize(self.apply(IntRotate(tuple(map(int, partners))), x, cos, sin), 2.0 ** (20 if x.type.quant.bits == 8 else 28), **kw)
 
     def cast(self, x: Value) -> Value:
         return self.apply(IntCast(quantized(x.shape, Quantization.per_tensor(1.0))), x)

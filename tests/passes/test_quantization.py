@@ -187,8 +187,8 @@ def test_the_proof_refuses_weights_that_no_sixteen_bit_sum_can_hold() -> None:
         prove_ranges(Graph(graph.inputs, (replace(acc, inputs=(acc.inputs[0], weights, *acc.inputs[2:])),), ("y",)))
 
 
-def rotation(shift: int) -> tuple[Graph, Value]:
-    x = apply(Input(quantized((1, 2, 1, 2), Quantization.per_tensor(0.1, -28))), name="x")
+def rotation(shift: int, quant: Quantization = Quantization.per_tensor(0.1, -28)) -> tuple[Graph, Value]:
+    x = apply(Input(quantized((1, 2, 1, 2), quant)), name="x")
     cos, sin = (constant(np.array(rows, np.int16), n) for n, rows in (("cos", [[16384, 0], [-5, 3]]), ("sin", [[0, -16384], [7, 11]])))
     acc = apply(IntRotate((1, 0)), x, cos, sin, name="acc")
     numbers = constant(np.array([shift], np.int32), "shift"), constant(np.array([1 << 14], np.int32), "q")
@@ -202,6 +202,13 @@ def test_rotations_are_proven_from_their_angles() -> None:
     assert prove_ranges(graph)[acc] == Bound(-155 << 14, 155 << 14, (255 << 14) + 128)
     with pytest.raises(ProofError, match="accumulator of 'acc' may reach"):
         prove_ranges(rotation(-10)[0])
+
+
+def test_rotations_of_sixteen_bits_are_proven_from_what_may_be_turned() -> None:
+    graph, acc = rotation(8, Quantization.per_tensor(0.001, 0, 16))
+    assert prove_ranges(graph)[acc] == Bound(-(1 << 29), 1 << 29, (1 << 29) + 128)
+    with pytest.raises(ProofError, match="accumulator of 'acc' may reach"):
+        prove_ranges(rotation(-2, Quantization.per_tensor(0.001, 0, 16))[0])
 
 
 def test_raised_scales_reach_the_report() -> None:

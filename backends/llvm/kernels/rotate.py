@@ -2,6 +2,7 @@
 
 Heads that are shorter than a register are done several at once, as one longer row with p(i) and the angles repeated. The blocks of a row
 (the last one moved back inside) are unrolled, since each has its own places of p(i): they are picked from as few registers of x as hold them.
+Elements of 16 bits are picked into two registers, in the order in which bytes widen.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.backends.llvm import instrs
-from qcompiler.backends.llvm.dsl import Kernel, Ptr, Val
+from qcompiler.backends.llvm.dsl import Kernel, Ptr, Val, join
 from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData, Sources, Writer, describe
 from qcompiler.backends.llvm.launch import Argument, Data, Launch, Nothing
 from qcompiler.backends.llvm.target import Target
@@ -22,7 +23,7 @@ from qcompiler.passes.layouts import Space
 from qcompiler.passes.plan_memory import Run
 
 from .normalize import block_starts, fitted_bits
-from .rows import Operand, Strides, data_of, is_uniform, load_row, operands, result_of, store_row, walk
+from .rows import Operand, Strides, data_of, is_uniform, load_lanes, operands, result_of, store_row, walk
 
 ANGLE_REGISTERS = 4
 """Of a block: pairs of cosine and sine where pairs are multiplied (pmaddwd), else cosines, then sines."""
@@ -39,8 +40,8 @@ class RotateConfig:
     partners: tuple[int, ...]
     zero_point: int
     spaces: tuple[Space, Space]
-    itemsize: int
-    """Of y."""
+    sizes: tuple[int, int]
+    """Bytes of an element of x and of y."""
     epilogue: Epilogue
 
 
@@ -57,7 +58,7 @@ def plan_rotate(run: Run, target: Target) -> Iterable[Launch]:
     read, written = ((*o.layout.strides[:2], o.layout.strides[2] * heads) for o in (x, y))
     steps = (0, len(angles) // max(positions, 1), 0)
     shape, spaces = (batch, positions, count // heads), (x.space, y.space)
-    config = RotateConfig(shape, read, written, steps, partners, x.zero_point, spaces, y.itemsize, epilogue)
+    config = RotateConfig(shape, read, written, steps, partners, x.zero_point, spaces, (x.itemsize, y.itemsize), epilogue)
     constants = Data(pack_epilogue(fitted, epilogue, data, d))
     tables: Argument = Data(data.tables) if data.tables else Nothing()
     arguments = (x.argument, y.argument, Data(angles), constants, tables)
@@ -102,18 +103,28 @@ def emit_rotate(k: Kernel, c: RotateConfig) -> None:
             own = _picked(k, c, source, list(places))
             partner = _picked(k, c, source, [c.partners[i] for i in places])
             acc = c.epilogue.initial(k, at, 4) + _products(k, c, own, partner, here + block * ANGLE_REGISTERS * size)
-            store_row(k, out + start * c.itemsize, c.epilogue.apply(k, acc, at, 4, Sources(tables=tables)), len(places), c.spaces[1])
+            store_row(k, out + start * c.sizes[1], c.epilogue.apply(k, acc, at, 4, Sources(tables=tables)), len(places), c.spaces[1])
 
 
 def _picked(k: Kernel, c: RotateConfig, x: Ptr, places: Sequence[int]) -> Val:
-    """The elements of a row at `places`, in the lanes of an 8-bit register."""
-    size, n = k.target.vector_bytes, len(c.partners)
-    (whole,) = k.splat(0, 8).regs
-    for first in windows(places, n, size):
-        (window,) = load_row(k, x + first, min(size, n), c.spaces[0]).regs
-        held = [size + p - first if first <= p < first + size else lane for lane, p in enumerate(places)]
-        whole = instrs.shuffle(k.b, whole, window, held + list(range(len(held), size)))
-    return Val(k, (whole,), 8)
+    """The elements of a row at `places`, in two registers of 16 bits."""
+    if c.sizes[0] == 1:
+        return _gathered(k, c, x, places).sext(16)
+    lanes = k.target.vector_bytes // 2
+    spread = [*places, *[places[-1]] * (2 * lanes - len(places))]
+    return join([_gathered(k, c, x, [spread[2 * (i - i % 8) + i % 8 + half] for i in range(lanes)]) for half in (0, 8)])
+
+
+def _gathered(k: Kernel, c: RotateConfig, x: Ptr, places: Sequence[int]) -> Val:
+    """The elements of a row at `places`, in one register of lanes of their own width."""
+    itemsize, n = c.sizes[0], len(c.partners)
+    lanes = k.target.vector_bytes // itemsize
+    (whole,) = k.splat(0, 8 * itemsize).regs
+    for first in windows(places, n, lanes):
+        (window,) = load_lanes(k, x + first * itemsize, min(lanes, n) * itemsize, c.spaces[0], bits=8 * itemsize).regs
+        held = [lanes + p - first if first <= p < first + lanes else lane for lane, p in enumerate(places)]
+        whole = instrs.shuffle(k.b, whole, window, held + list(range(len(held), lanes)))
+    return Val(k, (whole,), 8 * itemsize)
 
 
 def windows(places: Sequence[int], n: int, size: int) -> list[int]:
@@ -127,7 +138,7 @@ def windows(places: Sequence[int], n: int, size: int) -> list[int]:
 
 def _products(k: Kernel, c: RotateConfig, own: Val, partner: Val, angles: Ptr) -> Val:
     """(x - z) cos + (x_p - z) sin in 32 bits."""
-    a, b = (v.sext(16) + k.splat(-c.zero_point, 16) for v in (own, partner))
+    a, b = (v + k.splat(-c.zero_point, 16) if c.zero_point else v for v in (own, partner))
     numbers = k.load(angles, 16, ANGLE_REGISTERS, k.target.vector_bytes)
     if k.target.arch == "aarch64":
         return a.mul_wide(numbers[:2]) + b.mul_wide(numbers[2:])

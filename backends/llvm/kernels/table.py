@@ -83,7 +83,7 @@ def scratch_of(target: Target) -> Callable[[Step], int]:
     return scratch
 
 
-NARROW = (IntConv, IntMul, IntMatMul, IntSumPool, IntResize, IntRotate, IntSoftmax, Lookup, ArgMax)
+NARROW = (IntConv, IntMul, IntMatMul, IntSumPool, IntResize, IntSoftmax, Lookup, ArgMax)
 """What takes operands of 8 bits alone."""
 
 

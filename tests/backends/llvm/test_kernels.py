@@ -444,6 +444,19 @@ def rotations(b):
 
 
 @case
+def rotations_of_sixteen_bits(b):
+    """The same, the extremes of 16 bits among the elements; rows of the caller's and of the arena."""
+    made = []
+    for shape in ((1, 5, 4, 8), (2, 3, 3, 32), (1, 3, 2, 64), (1, 2, 1, 6), (1, 2, 3, 80), (1, 3, 8, 2)):
+        x, d = b.wide_input(*shape), shape[3]
+        made += [b.rotate(x, np.roll(np.arange(d), d // 2)), b.rotate(b.clamp(x, -32768, 32767), np.arange(d) ^ 1)]
+    made += [b.lookup(b.rotate(b.wide_input(1, 2, 3, d), b.rng.permutation(d), channels=d)) for d in (10, 48)]
+    x = b.clamp(b.wide_input(2, 7, 6, 90), -32768, 32767)
+    heads = b.slice(x, (0, 2, 1), (1, 7, 2), (1, 5, 2), (0, 90, 1))
+    return [*made, b.rotate(b.channels(x, 3, 43), np.arange(40) ^ 1), b.rotate(heads, np.roll(np.arange(90), 45))]
+
+
+@case
 def casts(b):
     made = []
     for kind in (DType.i64, DType.i32, DType.i16, DType.i8, DType.u8, DType.u32, DType.bool):
