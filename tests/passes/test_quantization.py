@@ -187,7 +187,10 @@ def test_the_proof_refuses_weights_that_no_sixteen_bit_sum_can_hold() -> None:
         prove_ranges(Graph(graph.inputs, (replace(acc, inputs=(acc.inputs[0], weights, *acc.inputs[2:])),), ("y",)))
 
 
-def rotation(shift: int, quant: Quantization = Quantization.per_tensor(0.1, -28)) -> tuple[Graph, Value]:
+TURNED = Quantization.per_tensor(0.1, -28)
+
+
+def rotation(shift: int, quant: Quantization = TURNED) -> tuple[Graph, Value]:
     x = apply(Input(quantized((1, 2, 1, 2), quant)), name="x")
     cos, sin = (constant(np.array(rows, np.int16), n) for n, rows in (("cos", [[16384, 0], [-5, 3]]), ("sin", [[0, -16384], [7, 11]])))
     acc = apply(IntRotate((1, 0)), x, cos, sin, name="acc")
