@@ -56,11 +56,19 @@ def _attention(op: Attention, operands: Sequence[Value], y: TensorType, name: st
         raise NoIntegerForm(f"Attention '{name}' over {k.shape[1]} positions; supported are {attention.MAX_POSITIONS}")
     logits = attention.logit_multiplier(scale_of(q) * scale_of(k) * abs(op.scale))
     values = attention.value_multiplier(scale_of(v), quant_of(y).scale[0])
-    table = constant(attention.exp_table(), f"{name}.table")
+    table = constant(exponentials(min(quant_of(o.type).bits for o in (q, k, v))), f"{name}.table")
     if op.bias:
         rest[0] = constant(bias_in_units(const_array(rest[0])), rest[0].name)
     made = integer.IntAttention(y, (logits.shift, logits.q), (values.shift, values.q), op.causal, op.bias, op.mask)
     return apply(made, q, k, v, table, *rest, name=name)
+
+
+def exponentials(bits: int) -> NDArray[np.uint8]:
+    """The table of attention whose operands have so many bits: below 8, as many levels as they have, evenly spaced in the logarithm.
+
+    Evenly spaced in themselves they were worse on the vision transformers tried (docs/transformers.md).
+    """
+    return attention.exp_table() if bits >= 8 else attention.exp_table(bits)
 
 
 def bias_in_units(bias: NDArray[np.generic]) -> NDArray[np.int16]:

@@ -34,13 +34,19 @@ MASKED = -(1 << 15)
 """A bias of this or less hides the position."""
 
 
-def exp_table(bits: int | None = None) -> NDArray[np.uint8]:
-    """[256]: round(255 exp(-d / 40)); with `bits`, of the nearest of the levels 2^(-j/2), j = 0 .. 2^bits - 1, in the logarithm."""
+def exp_table(bits: int | None = None, logarithmic: bool = True) -> NDArray[np.uint8]:
+    """[256]: round(255 exp(-d / 40)); with `bits`, only 2^bits levels of it.
+
+    `logarithmic`: the nearest, in the logarithm, of 2^(-j/2), j = 0 .. 2^bits - 1; else the nearest of evenly spaced ones.
+    """
     nats = np.arange(LEVELS) / UNITS_PER_NAT
-    if bits is not None:
+    if bits is None:
+        return np.rint(255 * np.exp(-nats)).astype(np.uint8)
+    if logarithmic:
         step = np.log(2.0) / 2
-        nats = np.minimum(np.rint(nats / step), (1 << bits) - 1) * step
-    return np.rint(255 * np.exp(-nats)).astype(np.uint8)
+        return np.rint(255 * np.exp(-np.minimum(np.rint(nats / step), (1 << bits) - 1) * step)).astype(np.uint8)
+    unit = 255 / ((1 << bits) - 1)
+    return np.rint(np.rint(255 * np.exp(-nats) / unit) * unit).astype(np.uint8)
 
 
 def logit_multiplier(scale: float) -> Multiplier:
