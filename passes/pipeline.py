@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain, islice
@@ -32,6 +32,7 @@ from .reparameterize import reparameterize
 from .simplify import simplify
 from .split_normalizations import split_normalizations
 from .storage_points import storage_points
+from .transfer import transferred
 from .unary_function import sole_function
 from .watch import watched
 from .wide_values import streams, wide_values
@@ -85,32 +86,71 @@ def quantize(graph: Graph, batches: Batches, options: Options = Options(), progr
     Raises UnsupportedModel where an operator has no integer form, UsageError where the data does not fit, and ProofError
     where an overflow cannot be excluded.
     """
+    return quantize_lengths((graph,), batches, options, progress)[0]
+
+
+def quantize_lengths(
+    graphs: Sequence[Graph], batches: Batches, options: Options = Options(), progress: Callable[[int], None] | None = None
+) -> tuple[Quantized, ...]:
+    """As `quantize`, one network imported for several shapes; `batches` are of the shapes of the first, whose scales and weights all get."""
     declined = Declined()
+    simple = legal(graphs[0], declined)
+    preview, batches = split_off(batches, PREVIEW_SAMPLES)
+    shown = calibrate(simple, preview, storage_points(simple))
+    even = evened(simple, shown, options, declined)
+    seen = observed(even, preview, batches, options, progress)
+    return quantized(even, seen, options, declined), *(_replayed(g, simple, shown, even, seen, options) for g in graphs[1:])
+
+
+def _replayed(graph: Graph, first: Graph, shown: Mapping[Value, Statistics], even: Graph, seen: Observed, options: Options) -> Quantized:
+    """`graph` quantized as another form of the same network was: `shown` of `first`, `seen` of `even`."""
+    declined = Declined()
+    simple = legal(graph, declined)
+    simple = evened(simple, transferred(shown, first, simple, storage_points(simple)), options, declined)
+    return quantized(simple, seen.transferred(even, simple), options, declined)
+
+
+def legal(graph: Graph, declined: Declined) -> Graph:
+    """The canonical form of an imported graph."""
     simple = simplify(watched("import", graph, Stage.float), declined)
     simple = split_normalizations(legalize(simple, declined))
-    simple = verify(watched("legalize", simple), Stage.float)
-    preview, batches = split_off(batches, PREVIEW_SAMPLES)
-    simple = evened(simple, preview, options, declined)
-    statistics = calibrate(simple, batches, storage_points(simple), progress)
-    quantization = choose_all(simple, statistics, options.method, options.activation_bits)
-    means = _means(simple, statistics) if options.correct_bias else None
-    looked_at = list(islice((s for batch in preview for s in samples(simple, batch)), PREVIEW_SAMPLES))
-    insert = partial(
-        insert_qdq,
-        simple,
-        quantization,
-        means,
-        covariances=covariances(simple, looked_at) if options.second_order else None,
-        widths=weight_widths(simple, options.weight_bits),
-    )
+    return verify(watched("legalize", simple), Stage.float)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What calibration says of a graph: scales, the means of what convolutions read, and the covariances of what weights multiply."""
+
+    quantization: Mapping[Value, Quantization]
+    means: Mapping[Value, NDArray[np.float64]] | None
+    covariances: Mapping[Value, NDArray[np.float64]] | None
+
+    def transferred(self, graph: Graph, other: Graph) -> Observed:
+        """The same of another form of the network."""
+        means = None if self.means is None else transferred(self.means, graph, other)
+        h = None if self.covariances is None else transferred(self.covariances, graph, other)
+        return Observed(transferred(self.quantization, graph, other, storage_points(other)), means, h)
+
+
+def observed(graph: Graph, preview: Batches, batches: Batches, options: Options, progress: Callable[[int], None] | None) -> Observed:
+    """What `batches` say of the canonical `graph`, the first of them being `preview`."""
+    statistics = calibrate(graph, batches, storage_points(graph), progress)
+    quantization = choose_all(graph, statistics, options.method, options.activation_bits)
+    means = _means(graph, statistics) if options.correct_bias else None
+    looked_at = list(islice((s for batch in preview for s in samples(graph, batch)), PREVIEW_SAMPLES))
+    return Observed(quantization, means, covariances(graph, looked_at) if options.second_order else None)
+
+
+def quantized(graph: Graph, seen: Observed, options: Options, declined: Declined) -> Quantized:
+    """The stages behind calibration."""
+    insert = partial(insert_qdq, graph, seen.quantization, seen.means, covariances=seen.covariances, widths=weight_widths(graph, options.weight_bits))
     qdq = verify(watched("insert_qdq", insert(declined)), Stage.qdq)
     integer = verify(watched("lower", lower_to_integers(qdq)), Stage.integer)
-    return Quantized(simple, qdq, integer, prove_ranges(integer), declined, insert)
+    return Quantized(graph, qdq, integer, prove_ranges(integer), declined, insert)
 
 
-def evened(graph: Graph, preview: Batches, options: Options, declined: Declined) -> Graph:
-    """The same function with channels of more equal ranges, seen on `preview`."""
-    shown = calibrate(graph, preview, storage_points(graph))
+def evened(graph: Graph, shown: Mapping[Value, Statistics], options: Options, declined: Declined) -> Graph:
+    """The same function with channels of more equal ranges, `shown` on some samples."""
     if options.equalize:
         graph = relax_clips(graph, shown)
         graph = watched("equalize", equalize(graph, by_name(graph, shown), declined), Stage.float)
