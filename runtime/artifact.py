@@ -9,7 +9,8 @@
      "files": {"model.o": {"size": bytes, "sha256": hex}, ...},
      "report": what the compiler says of the layers, "certificate": what was proven of the code}
 
-`features` are LLVM's names of what the CPU must have.
+`features` are LLVM's names of what the CPU must have. A network that was compiled for several shapes has "lengths" besides: a list of
+{"prefix", "inputs", "outputs"}, of which the first is the one described above.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -82,25 +83,45 @@ class Interface:
     outputs: tuple[Tensor, ...]
     parallel: bool = False
     """Whether there are entries for several threads too."""
-
-    def entry(self, integer: bool, parallel: bool = False) -> str:
-        """Name of the C function."""
-        return self.prefix + ("_run" if integer else "_run_f32") + ("_parallel" if parallel else "")
+    lengths: tuple[Interface, ...] = ()
+    """The forms of a network compiled for several shapes, each with entries of its own; the first is that of `inputs` and `outputs`."""
+    family: str = ""
+    """The prefix of what such forms share, where this is one of them."""
 
     @property
-    def entries(self) -> tuple[str, str]:
-        """Both C functions for one thread."""
-        return self.entry(integer=True), self.entry(integer=False)
+    def forms(self) -> tuple[Interface, ...]:
+        """Everything that can be called: of one form, itself."""
+        return self.lengths or (self,)
+
+    def entry(self, integer: bool, parallel: bool = False) -> str:
+        """Name of the C function, of the first form where there are several."""
+        return self.forms[0].prefix + ("_run" if integer else "_run_f32") + ("_parallel" if parallel else "")
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Both C functions for one thread, of each form."""
+        return tuple(f.entry(integer) for f in self.forms for integer in (True, False))
 
     @property
     def pool(self) -> tuple[str, str, str]:
         """The functions of the pool: `parallel_for`, what workers run, and what sets its state."""
-        return f"{self.prefix}_pool_for", f"{self.prefix}_pool_worker", f"{self.prefix}_pool_set"
+        shared = self.family or self.prefix
+        return f"{shared}_pool_for", f"{shared}_pool_worker", f"{shared}_pool_set"
 
     @property
     def symbols(self) -> tuple[str, ...]:
         """All C functions."""
-        return (*self.entries, *(self.entry(i, True) for i in (True, False)), *self.pool) if self.parallel else self.entries
+        if not self.parallel:
+            return self.entries
+        return (*self.entries, *(f.entry(integer, True) for f in self.forms for integer in (True, False)), *self.pool)
+
+
+def joined(prefix: str, forms: Sequence[Interface], weights_size: int) -> Interface:
+    """The interface of a program of these forms, the first of them before all others: one arena and one set of constants serves all."""
+    arena = max(f.arena_size for f in forms)
+    family = "" if len(forms) == 1 else prefix
+    each = tuple(replace(f, arena_size=arena, weights_size=weights_size, family=family) for f in forms)
+    return each[0] if len(each) == 1 else replace(each[0], prefix=prefix, lengths=each, family="")
 
 
 @dataclass(frozen=True)
@@ -129,7 +150,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """As written to disk."""
-        flat = {"format": FORMAT, "tool": self.tool, "target": asdict(self.target), **asdict(self.interface)}
+        flat = {"format": FORMAT, "tool": self.tool, "target": asdict(self.target), **_described(self.interface)}
         rest = {"code_size": self.code_size, "entries": dict(self.entries), "files": dict(self.files)}
         return json.dumps({**flat, **rest, "report": self.report, "certificate": self.certificate}, indent=1, allow_nan=False) + "\n"
 
@@ -142,18 +163,32 @@ class Manifest:
             raise ArtifactError(f"{MANIFEST} is damaged: {type(problem).__name__} {problem}") from problem
 
 
+def _described(interface: Interface) -> dict[str, Any]:
+    """The interface in the manifest."""
+    facts = asdict(replace(interface, lengths=()))
+    for key in ("lengths", "family"):
+        del facts[key]
+    lengths = [{"prefix": f.prefix, **{key: [asdict(t) for t in getattr(f, key)] for key in ("inputs", "outputs")}} for f in interface.lengths]
+    return facts | ({"lengths": lengths} if lengths else {})
+
+
 def _manifest(data: dict[str, Any]) -> Manifest:
     if data["format"] != FORMAT:
         found = f"format {data['format']}, made by {data.get('tool')}"
         raise ArtifactError(f"expected an artifact of format {FORMAT}, found {found}; compile the model again")
-    tensors = {key: tuple(_tensor(t) for t in data[key]) for key in ("inputs", "outputs")}
     sizes = int(data["arena_size"]), int(data["weights_size"])
-    interface = Interface(str(data["prefix"]), *sizes, tensors["inputs"], tensors["outputs"], bool(data.get("parallel", False)))
+    forms = [_form(each, sizes, bool(data.get("parallel", False))) for each in data.get("lengths", [data])]
+    interface = joined(str(data["prefix"]), forms, sizes[1])
     target = Platform(**{**data["target"], "features": tuple(data["target"]["features"])})
     entries = {str(name): int(offset) for name, offset in data["entries"].items()}
     return Manifest(
         interface, target, entries, int(data["code_size"]), dict(data["files"]), data.get("report"), data.get("certificate"), str(data["tool"])
     )
+
+
+def _form(data: dict[str, Any], sizes: tuple[int, int], parallel: bool) -> Interface:
+    inputs, outputs = (tuple(_tensor(t) for t in data[key]) for key in ("inputs", "outputs"))
+    return Interface(str(data["prefix"]), *sizes, inputs, outputs, parallel)
 
 
 def _tensor(data: dict[str, Any]) -> Tensor:

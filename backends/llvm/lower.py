@@ -5,13 +5,14 @@
     <prefix>_run_f32(inputs, outputs, arena)     the same between quantize and dequantize
     <prefix>_run_parallel, _run_f32_parallel     the same, divided among the caller's threads (`parallel`, `pool`)
 
+Several forms of one network (sequence lengths) have entries of their own, <prefix>_64_run and so on; constants and kernels they share.
 Where inputs are integers with an interval, every entry begins with a check of them (`check`) and may return its status.
 Kernels are internal functions, shared by launches of equal configuration. Nothing outside is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -26,7 +27,7 @@ from qcompiler.passes.index_ranges import input_interval
 from qcompiler.passes.layouts import Buffer, Space
 from qcompiler.passes.partition import Step, partition
 from qcompiler.passes.plan_memory import Plan, plan_memory
-from qcompiler.runtime.artifact import Interface, Tensor
+from qcompiler.runtime.artifact import Interface, Tensor, joined
 
 from . import weights
 from .boundary import Staged, converted, emit_dequantize, emit_quantize, stage, staged_tables
@@ -74,6 +75,16 @@ def compile_object(graph: Graph, target: Target, prefix: str = "model", steps: S
     return Linker(target, prefix).link(graph, partition(graph) if steps is None else steps)
 
 
+def compile_lengths(graphs: Mapping[str, Graph], target: Target, prefix: str = "model") -> ObjectCode:
+    """Compile one network in several forms, by the prefixes of their C symbols, into one object; what forms share begins with `prefix`.
+
+    All is told of the first form but the interface, which has them all."""
+    linker = Linker(target, prefix)
+    for own, graph in graphs.items():
+        linker.add(graph, partition(graph), own)
+    return linker.finish()
+
+
 def _input_names(inputs: Iterable[Value]) -> list[str]:
     return [v.inputs[0].name if isinstance(v.op, Quantize) else v.name for v in inputs]
 
@@ -103,11 +114,23 @@ class Emitted:
     units: int
 
 
+@dataclass(frozen=True, eq=False)
+class Form:
+    """The network for one set of shapes: its interface, and what `ObjectCode` tells of it."""
+
+    interface: Interface
+    plan: Plan
+    launches: tuple[Launch, ...]
+    symbols: tuple[str, ...]
+    pieces: tuple[int, ...]
+
+
 class Linker:
-    """One LLVM module under construction."""
+    """One LLVM module under construction. `family` begins the names of what all forms share, `prefix` those of the form being added."""
 
     def __init__(self, target: Target, prefix: str) -> None:
-        self.target, self.prefix = target, prefix
+        self.target, self.family, self.prefix = target, prefix, prefix
+        self.forms = list[Form]()
         self.module = ir.Module(prefix)
         self.constants = weights.Constants()
         self.symbol = weights.declare(self.module, f"{prefix}_constants")
@@ -117,17 +140,23 @@ class Linker:
 
     def link(self, graph: Graph, steps: Sequence[Step]) -> ObjectCode:
         """Plan memory and launches, and compile."""
+        self.add(graph, steps, self.family)
+        return self.finish()
+
+    def add(self, graph: Graph, steps: Sequence[Step], prefix: str) -> None:
+        """Plan memory and launches of one form, and emit its entries."""
+        self.prefix = prefix
         plan = plan_memory(graph, steps, scratch_of(self.target))
         planned = [(launch, nanoseconds(action, self.target)) for action in plan.actions for launch in plan_action(action, self.target)]
         launches = tuple(launch for launch, _ in planned)
         self._times = tuple(time for _, time in planned)
-        return self.build(plan, _inputs(plan, graph), self._outputs(plan, graph, launches), launches)
+        self.forms.append(self.build(plan, _inputs(plan, graph), self._outputs(plan, graph, launches), launches))
 
     def _outputs(self, plan: Plan, graph: Graph, launches: Sequence[Launch]) -> tuple[Tensor, ...]:
         return _tensors(plan.outputs, graph.output_names)
 
-    def build(self, plan: Plan, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], launches: tuple[Launch, ...]) -> ObjectCode:
-        """Emit all entries and compile."""
+    def build(self, plan: Plan, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], launches: tuple[Launch, ...]) -> Form:
+        """Emit all entries."""
         kernels = [self._kernel(launch, time) for launch, time in zip(launches, self._times)]
         divisions = tuple(pieces(e.units, time) for e, time in zip(kernels, self._times))
         staged_inputs, end = stage(inputs, plan.arena_size)
@@ -139,13 +168,18 @@ class Linker:
         works = [self._work(launch, e, n, len(inputs), len(outputs)) for launch, e, n in zip(launches, kernels, divisions)]
         run_parallel = self._parallel_entry(works)
         self._parallel_float_entry(run_parallel, conversions, staged_inputs, staged_outputs)
-        emit_pool(self.module, self.target, self.prefix)
+        interface = Interface(self.prefix, max(arena_size, 64), 0, inputs, outputs, parallel=True)
+        return Form(interface, plan, launches, tuple(e.function.name for e in kernels), divisions)
+
+    def finish(self) -> ObjectCode:
+        """Compile what was added."""
+        emit_pool(self.module, self.target, self.family)
         weights.define(self.symbol, self.constants)
         module = optimized(self.module, self.target, self.target.machine())
         obj = weights.patched(emit_object(module, self.target), self.constants)
-        interface = Interface(self.prefix, max(arena_size, 64), len(self.constants.content), inputs, outputs, parallel=True)
-        symbols = tuple(e.function.name for e in kernels)
-        return ObjectCode(obj, interface, plan, launches, symbols, self.target, module, divisions)
+        interface = joined(self.family, [f.interface for f in self.forms], len(self.constants.content))
+        first = self.forms[0]
+        return ObjectCode(obj, interface, first.plan, first.launches, first.symbols, self.target, module, first.pieces)
 
     def _integer_entry(self, launches: Sequence[Launch], functions: Sequence[Any], inputs: int, outputs: int) -> Any:
         k = Kernel(self.module, self.target, f"{self.prefix}_run", CONTEXT, I32, internal=False)
@@ -169,7 +203,7 @@ class Linker:
         key = (launch.emit, launch.config, divided)
         if key not in self.kernels:
             digest = sha256(repr(launch.config).encode()).hexdigest()[:8]
-            name = self.module.get_unique_name(f"{self.prefix}_{launch.emit.__name__.removeprefix('emit_')}_{digest}")
+            name = self.module.get_unique_name(f"{self.family}_{launch.emit.__name__.removeprefix('emit_')}_{digest}")
             k = (Kernel.divided if divided else Kernel)(self.module, self.target, name, launch.parameters)
             launch.emit(k, launch.config)
             self.kernels[key] = Emitted(k.ret(), k.span.units if k.span else 1)
