@@ -22,7 +22,13 @@ NARROW = 2.0
 LATENCY = 5
 EPILOGUE = 5.0
 """Instructions per register of results."""
+SHIFTS = 9
+"""Shifts and packs of an epilogue, from four registers to one."""
 TILE_OVERHEAD = 12.0
+FIRST_LEVEL = 24 << 10
+"""Bytes of weights that stay in the first-level cache beside x, from tile to tile."""
+SECOND_LEVEL = 12
+"""Bytes per cycle that may be asked of the second-level cache: half of what cores with two dot products per cycle get from it."""
 MAX_DOTS = 56
 """Dot products written out in one loop body."""
 
@@ -92,16 +98,26 @@ def _segment_cost(p: Problem, s: Segment) -> float:
     tiles = -(-p.rows // s.rows) * -(-p.columns // s.columns)
     pixels = s.rows * s.columns
     results = pixels * s.count
-    joined = -(-pixels // (4 // s.count)) * 4
-    finish = (joined * EPILOGUE + results * s.chains) / WIDTH + TILE_OVERHEAD
-    return s.blocks * tiles * (p.depth * _group_cycles(p.dot, p.target, s) + finish)
+    joined = -(-pixels // (4 // s.count))
+    finish = joined * _joined_cycles(p.target, s.count) + results * s.chains / WIDTH + TILE_OVERHEAD
+    return s.blocks * tiles * (p.depth * _group_cycles(p, s) + finish)
 
 
-def _group_cycles(dot: Dot, target: Target, s: Segment) -> float:
-    pixels = s.rows * s.columns
+def _joined_cycles(target: Target, count: int) -> float:
+    """From four registers of results to one of bytes in memory. With 512 bits shifts and shuffles take a cycle each and nothing overlaps
+    them: nine for the arithmetic, then one to order the pixels and one for each but the first to take it out."""
+    if target.vector_bits < 512:
+        return 4 * EPILOGUE / WIDTH
+    return SHIFTS + (0 if count == 4 else 4 // count)
+
+
+def _group_cycles(p: Problem, s: Segment) -> float:
+    dot, target, pixels = p.dot, p.target, s.rows * s.columns
     dots, loads = pixels * s.count, pixels / min(dot.wide, s.unroll) + s.count
     multiplies = 1.0 if target.vector_bits == 512 else 2.0
     instructions = dots * dot.steps + pixels * dot.prepare + loads + 2.0 / s.unroll
     if dot.wide > 1:
         return instructions / NARROW
-    return max(dots * dot.multiplies / multiplies, loads / 2, instructions / WIDTH, LATENCY / s.chains)
+    weights = s.count * target.vector_bytes
+    streamed = weights / SECOND_LEVEL if weights * p.depth > FIRST_LEVEL else 0.0
+    return max(dots * dot.multiplies / multiplies, loads / 2, instructions / WIDTH, LATENCY / s.chains, streamed)
