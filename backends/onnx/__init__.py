@@ -23,9 +23,14 @@ from .qoperator import fuse_quantized
 __all__ = ["export_qdq", "export_qoperator", "unsigned"]
 
 
-def export_qdq(graph: Graph, activations: DType = DType.i8) -> ModelProto:
-    """The Q/DQ graph as ONNX; `activations` i8, or u8 with every zero point higher by 128, which says the same."""
-    return export(unsigned(graph) if activations is DType.u8 else graph).model
+def export_qdq(graph: Graph, activations: DType | None = None) -> ModelProto:
+    """The Q/DQ graph as ONNX; `activations` i8, or u8 with every zero point higher by 128, which says the same.
+
+    None: i8, but u8 beside values of 16 bits. Those need opset 21, where onnxruntime (up to 1.32 at least) turns int8 quantizers that it
+    has moved into uint8, forgets their new attribute `output_dtype`, and refuses its own graph.
+    """
+    chosen = activations or (DType.u8 if any(v.type.dtype is DType.i16 for v in graph.order) else DType.i8)
+    return export(unsigned(graph) if chosen is DType.u8 else graph).model
 
 
 def export_qoperator(graph: Graph, activations: DType = DType.u8) -> ModelProto:

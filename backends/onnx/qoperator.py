@@ -25,6 +25,8 @@ from qcompiler.ir.types import DType, Quantization
 from qcompiler.passes.storage_points import is_movement
 
 MICROSOFT = "com.microsoft"
+WIDE = 16
+"""Bits of values that integer operators do not know, but for movement."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def fuse_quantized(v: Value) -> Fused | None:
     if not isinstance(v.op, ops.Quantize):
         return None
     x, clip = _without_clip(v.inputs[0])
-    e = Expression(x, _quantized_operands(x), v)
+    e = Expression(x, tuple(_stored_alike(q, x.op, v) for q in _quantized_operands(x)), v)
     rule = _rule(e) if e.quantized else None
     return None if rule is None else Fused(e.quantized, partial(_write, e, rule, clip))
 
@@ -69,6 +71,14 @@ def _quantized_operands(x: Value) -> tuple[Value, ...]:
     return found if len(found) == len(inputs) else ()
 
 
+def _stored_alike(q: Value, op: ops.Op, result: Value) -> Value:
+    """An int8 constant as uint8 where the result is uint8, for operators that want one type: the same numbers."""
+    if not isinstance(q.op, ops.Const) or not isinstance(op, (pw.Add, pw.Mul, ops.Concat)) or (q.type.dtype, result.type.dtype) != (DType.i8, DType.u8):
+        return q
+    quant = replace(_quant(q), zero_point=tuple(z + 128 for z in _quant(q).zero_point))
+    return ops.constant((q.op.data.astype(np.int16) + 128).astype(np.uint8), q.name, replace(q.type, dtype=DType.u8, quant=quant))
+
+
 def _quant(v: Value) -> Quantization:
     if v.type.quant is None:
         raise ValueError(f"expected a quantized value, found {v!r}")
@@ -77,8 +87,10 @@ def _quant(v: Value) -> Quantization:
 
 def _rule(e: Expression) -> Rule | None:
     same = all(_quant(q) == e.y and q.type.dtype is e.result.type.dtype for q in e.quantized)
-    if same and (is_movement(e.x) or isinstance(e.x.op, pw.Clip)) and not _refused(e.x.op):
+    if same and (is_movement(e.x) or isinstance(e.x.op, pw.Clip)) and not _refused(e.x.op, e.y):
         return _movement
+    if e.y.levels is not None or any(_quant(q).bits == WIDE for q in (*e.quantized, e.result)):
+        return None
     rule, legal = RULES.get(type(e.x.op), (None, lambda _: False))
     return rule if legal(e) else None
 
@@ -103,8 +115,11 @@ def _integer_bounds(clip: pw.Clip, e: Expression) -> tuple[int, int]:
 # --- legality -----------------------------------------------------------------------------------------------------------
 
 
-def _refused(op: ops.Op) -> bool:
-    """onnxruntime fuses an integer Pad into the MaxPool behind it, and then refuses pads that reach the kernel's size."""
+def _refused(op: ops.Op, quant: Quantization) -> bool:
+    """Movement that is left to floats. onnxruntime fuses an integer Pad into the MaxPool behind it, and then refuses pads that reach
+    the kernel's size; what is padded, or a bound, may be none of a codebook's levels; pools, Clip and Pad know no 16-bit integers."""
+    if quant.bits == WIDE or quant.levels is not None:
+        return not isinstance(op, (ops.Reshape, ops.Transpose, ops.Slice, ops.Concat, ops.Gather))
     return isinstance(op, ops.MaxPool) and not pads_fit(op)
 
 

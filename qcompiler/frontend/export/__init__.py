@@ -16,12 +16,7 @@ from qcompiler.ir.ops import Input
 
 from . import sequence as _sequence  # noqa: F401 - registers its operators with `emit`
 from .operators import emit
-from .writer import Perm, Writer, identity, layout_free, onnx_dtype
-
-OPSET = 20
-"""Not 21: there onnxruntime 1.31 turns int8 QuantizeLinear into uint8 but forgets the new attribute `output_dtype`, and refuses its own graph."""
-IR_VERSION = 9
-
+from .writer import IR_VERSION, Perm, Writer, identity, layout_free, onnx_dtype
 
 @dataclass(frozen=True)
 class Exported:
@@ -47,7 +42,7 @@ Fuse = Callable[[Value], "Fused | None"]
 
 
 def export(graph: Graph, extra_outputs: Sequence[Value] = (), fuse: Fuse = lambda v: None) -> Exported:
-    """`graph` as ONNX (opset 20). Its outputs come first and in the IR's axis order, then one output per distinct tensor of
+    """`graph` as ONNX of opset `Writer.opset`. Its outputs come first and in the IR's axis order, then one output per distinct tensor of
     `extra_outputs`, in whatever order of axes it exists. `fuse` may claim values (QLinearConv for Quantize(Conv) ...)."""
     fused = {v: f for v in graph.order if (f := fuse(v)) is not None}
     w = Writer(reserved=[*(v.name for v in graph.inputs), *graph.output_names])
@@ -103,12 +98,12 @@ def _assemble(graph: Graph, w: Writer, extras: Mapping[Value, str], renamed: Map
     outputs |= {names[v]: _info(v, names[v], perms[v]) for v in extras if names[v] not in outputs}
     inputs = [_info(v, v.name, identity(v)) for v in graph.inputs]
     proto = helper.make_graph(w.nodes, "qcompiler", inputs, list(outputs.values()), w.initializers)
-    return Exported(_model(proto, w.domains), names, perms)
+    return Exported(_model(proto, w.domains, w.opset), names, perms)
 
 
-def _model(proto: onnx.GraphProto, domains: Iterable[str]) -> ModelProto:
-    opsets = [helper.make_opsetid(d, 1 if d else OPSET) for d in sorted({"", *domains})]
-    return helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION, producer_name="qcompiler")
+def _model(proto: onnx.GraphProto, domains: Iterable[str], opset: int) -> ModelProto:
+    opsets = [helper.make_opsetid(d, 1 if d else opset) for d in sorted({"", *domains})]
+    return helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION[opset], producer_name="qcompiler")
 
 
 def _info(v: Value, name: str, perm: Perm) -> ValueInfoProto:

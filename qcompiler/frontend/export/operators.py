@@ -15,7 +15,7 @@ from qcompiler.ir.types import DType
 
 from .pointwise import clip, pointwise
 from .resize import standard_mode
-from .writer import CHANNELS_FIRST, Perm, Writer, axis_attribute, identity, layout_free, same_order
+from .writer import CHANNELS_FIRST, Perm, Writer, axis_attribute, identity, layout_free, onnx_dtype, same_order
 
 
 @singledispatch
@@ -293,7 +293,17 @@ def _quantize(op: ops.Quantize, v: Value, w: Writer) -> None:
     name = w.read(x)
     if quant.bits < 8 * op.type.dtype.numpy.itemsize and quant.axis is None:
         name = _limited(w, name, v)
-    w.place(v, w.node("QuantizeLinear", [name, *w.affine(quant, op.type.dtype, v.name)], v.name, **axis_attribute(quant, perm)), perm)
+    q = w.node("QuantizeLinear", [name, *w.affine(quant, op.type.dtype, v.name)], v.name, **axis_attribute(quant, perm))
+    w.place(v, q if quant.levels is None else _nearest_level(w, q, v), perm)
+
+
+def _nearest_level(w: Writer, q: str, v: Value) -> str:
+    """The integers `q` as the nearest of their codebook: Gather from 256 entries, where a negative index counts from the end."""
+    assert v.type.quant is not None
+    levels = v.type.quant.nearest_level()  # of -128, -127 ..
+    table = levels + 128 if v.type.dtype is DType.u8 else np.roll(levels, -128)
+    index = w.node("Cast", [q], f"{v.name}_index", to=onnx_dtype(DType.i32))
+    return w.node("Gather", [w.tensor(table.astype(v.type.dtype.numpy), f"{v.name}_levels"), index], f"{v.name}_level", axis=0)
 
 
 def _limited(w: Writer, x: str, v: Value) -> str:
