@@ -12,13 +12,13 @@ _TOP = """\
 /* {prefix}: a neural network compiled by {tool} for {target} ({triple}).
  *
  * The program computes in integers, keeps no state, allocates nothing and calls nothing. It is re-entrant: threads may run it
- * at the same time, each with an arena of its own. Link {library}, or {object}.
+ * at the same time, each with an arena of its own. Link {library}, or {object}.{lengths}
  *
- *     static {input_type} input[{guard}_INPUT_0_SIZE];
- *     static {output_type} output[{guard}_OUTPUT_0_SIZE];
+ *     static {input_type} input[{first_guard}_INPUT_0_SIZE];
+ *     static {output_type} output[{first_guard}_OUTPUT_0_SIZE];
  *     const void *inputs[] = {{input}};
  *     void *outputs[] = {{output}};
- *     {prefix}_run(inputs, outputs, arena);
+ *     {first}_run(inputs, outputs, arena);
  *
  * where arena is {guard}_ARENA_SIZE bytes at an address that is a multiple of {guard}_ARENA_ALIGNMENT (aligned_alloc, or
  * a static array); it need not be cleared or kept between calls. An integer q stands for SCALE * (q - ZERO_POINT).
@@ -40,10 +40,10 @@ extern "C" {{
 
 _BOTTOM = """
 /* Quantized arrays in and out, dense, in the order and of the integer types given above. Returns 0{status}
-int {prefix}_run(const void *const *inputs, void *const *outputs, void *arena);
+{runs}
 
 /* The same on real numbers: quantizes the inputs before and dequantizes the outputs after. Arrays are of the float types given above. */
-int {prefix}_run_f32(const void *const *inputs, void *const *outputs, void *arena);
+{runs_f32}
 {parallel}
 #ifdef __cplusplus
 }}
@@ -51,6 +51,13 @@ int {prefix}_run_f32(const void *const *inputs, void *const *outputs, void *aren
 
 #endif /* {guard}_H */
 """
+
+_LENGTHS = """
+ * It was compiled for {count} shapes of its inputs: call the entry of the shape that you have, {entries}. All share
+ * constants, the size of the arena and the pool; sizes and scales of each shape are below."""
+
+_ENTRY = "int {prefix}(const void *const *inputs, void *const *outputs, void *arena);"
+_PARALLEL_ENTRY = "int {prefix}(const void *const *inputs, void *const *outputs, void *arena, {family}_parallel_for parallel_for, void *pool);"
 
 _STATUS = """, or {guard}_OUT_OF_RANGE + 256 * i where
  * inputs[i] is the first that holds an integer outside of its interval LOW to HIGH: then nothing is computed, and outputs stay as they are. */
@@ -65,8 +72,7 @@ _PARALLEL = """
  * these functions, and its threads need a few KiB of stack. */
 typedef void (*{prefix}_task)(void *context, int index);
 typedef void (*{prefix}_parallel_for)({prefix}_task task, void *context, int count, void *pool);
-int {prefix}_run_parallel(const void *const *inputs, void *const *outputs, void *arena, {prefix}_parallel_for parallel_for, void *pool);
-int {prefix}_run_f32_parallel(const void *const *inputs, void *const *outputs, void *arena, {prefix}_parallel_for parallel_for, void *pool);
+{runs_parallel}
 
 /* A pool, if you have none: {guard}_POOL_SIZE zeroed bytes, aligned to {guard}_ARENA_ALIGNMENT. {prefix}_pool_for is a parallel_for, one call at a
  * time; it computes what nobody else does. Start threads on {prefix}_pool_worker: they take part until the state is STOP (then it returns 0), or
@@ -90,11 +96,29 @@ def header(interface: Interface, target: Platform, tool: str, files: tuple[str, 
     counts = {"inputs": len(interface.inputs), "outputs": len(interface.outputs)}
     types = {"input_type": _c_type(interface.inputs), "output_type": _c_type(interface.outputs)}
     about = {"tool": tool, "target": target.name, "triple": target.triple, "features": ", ".join(target.features) or "nothing beyond the triple"}
-    top = _TOP.format(**names, **sizes, **counts, **types, **about, object=files[0], library=files[1])
-    parallel = _PARALLEL.format(**names, pool_size=POOL_SIZE) if interface.parallel else ""
-    tensors = [_tensor(interface, "INPUT", i, t) for i, t in enumerate(interface.inputs)]
-    tensors += [_tensor(interface, "OUTPUT", i, t) for i, t in enumerate(interface.outputs)]
-    return top + "".join(tensors) + _BOTTOM.format(**names, parallel=parallel, status=_status(interface, names))
+    first = {"first": interface.forms[0].prefix, "first_guard": interface.forms[0].prefix.upper(), "lengths": _lengths(interface)}
+    top = _TOP.format(**names, **first, **sizes, **counts, **types, **about, object=files[0], library=files[1])
+    runs_parallel = _entries(interface, _PARALLEL_ENTRY, "_run_parallel", "_run_f32_parallel")
+    parallel = _PARALLEL.format(**names, runs_parallel=runs_parallel, pool_size=POOL_SIZE) if interface.parallel else ""
+    runs = {"runs": _entries(interface, _ENTRY, "_run"), "runs_f32": _entries(interface, _ENTRY, "_run_f32")}
+    return top + "".join(map(_tensors, interface.forms)) + _BOTTOM.format(**names, **runs, parallel=parallel, status=_status(interface, names))
+
+
+def _lengths(interface: Interface) -> str:
+    """What is said of several forms; nothing of one."""
+    entries = ", ".join(f.entry(integer=True) for f in interface.lengths)
+    return _LENGTHS.format(count=len(interface.lengths), entries=entries) if interface.lengths else ""
+
+
+def _entries(interface: Interface, declaration: str, *suffixes: str) -> str:
+    """Declarations of the functions with these suffixes, of every form."""
+    return "\n".join(declaration.format(prefix=f.prefix + s, family=interface.prefix) for f in interface.forms for s in suffixes)
+
+
+def _tensors(form: Interface) -> str:
+    """The blocks of all inputs and outputs."""
+    blocks = [_tensor(form, "INPUT", i, t) for i, t in enumerate(form.inputs)]
+    return "".join(blocks + [_tensor(form, "OUTPUT", i, t) for i, t in enumerate(form.outputs)])
 
 
 def _status(interface: Interface, names: dict[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import prod
@@ -20,15 +20,25 @@ from .workers import WorkerPool
 Array = NDArray[Any]
 
 
+class _Form:
+    """One of the shapes that a network was compiled for, and what of it every call asks."""
+
+    def __init__(self, interface: Interface) -> None:
+        self.interface, self.inputs, self.outputs = interface, interface.inputs, interface.outputs
+        self.expected, self.results = (tuple(_described(tensors, i) for i in (False, True)) for tensors in (self.inputs, self.outputs))
+        self.names = interface.entry(integer=False), interface.entry(integer=True)
+
+
 class Program:
-    """A compiled network. Calls from several threads may overlap: one of them has the workers, the others compute alone."""
+    """A compiled network. Calls from several threads may overlap: one of them has the workers, the others compute alone.
+
+    Where it was compiled for several shapes, that one runs which the inputs have."""
 
     def __init__(self, interface: Interface, executor: Executor, threads: int = 1) -> None:
         self.interface = interface
         self.executor = executor
         self._arenas = ArenaPool(interface.arena_size)
-        self._expected, self._results = (tuple(_described(tensors, i) for i in (False, True)) for tensors in (self.inputs, self.outputs))
-        self._names = interface.entry(integer=False), interface.entry(integer=True)
+        self._forms = tuple(map(_Form, interface.forms))
         self._workers: WorkerPool | None = None
         self.threads = threads
 
@@ -59,12 +69,12 @@ class Program:
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """Names, shapes and types of the inputs."""
+        """Names, shapes and types of the inputs, those of the largest where there are several forms (`interface.forms`)."""
         return self.interface.inputs
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
-        """Names, shapes and types of the outputs."""
+        """Names, shapes and types of the outputs, likewise."""
         return self.interface.outputs
 
     def run(self, feeds: Mapping[str, ArrayLike]) -> dict[str, Array]:
@@ -76,45 +86,47 @@ class Program:
         return self._run(feeds, integer=True)
 
     def _run(self, feeds: Mapping[str, ArrayLike], integer: bool) -> dict[str, Array]:
-        if (arrays := _exact(self._expected[integer], feeds)) is not None and self._workers is None:
-            return self._run_exactly(arrays, integer)
-        arrays = _checked(self.inputs, feeds, integer)
-        count = _batch(self.inputs, arrays)
-        rows = [a.reshape(count, *t.shape) for t, a in zip(self.inputs, arrays)]
-        results = [np.empty((count, *t.shape), _dtype(t, integer)) for t in self.outputs]
-        with self._arenas.lend() as arena, self._entry(integer) as call:
+        for form in self._forms:
+            if (arrays := _exact(form.expected[integer], feeds)) is not None and self._workers is None:
+                return self._run_exactly(form, arrays, integer)
+        form = _fitting(self._forms, feeds)
+        arrays = _checked(form.inputs, feeds, integer)
+        count = _batch(form.inputs, arrays)
+        rows = [a.reshape(count, *t.shape) for t, a in zip(form.inputs, arrays)]
+        results = [np.empty((count, *t.shape), _dtype(t, integer)) for t in form.outputs]
+        with self._arenas.lend() as arena, self._entry(form.interface, integer) as call:
             for i in range(count):
                 given = [_row(r, i) for r in rows]
                 try:
                     call(given, [_row(r, i) for r in results], arena)
                 except OutOfRange as refused:
-                    raise _out_of_range(self.inputs[refused.index], given[refused.index], i) from None
-        return {t.name: _merged(r, t.shape) for t, r in zip(self.outputs, results)}
+                    raise _out_of_range(form.inputs[refused.index], given[refused.index], i) from None
+        return {t.name: _merged(r, t.shape) for t, r in zip(form.outputs, results)}
 
-    def _run_exactly(self, arrays: list[Array], integer: bool) -> dict[str, Array]:
+    def _run_exactly(self, form: _Form, arrays: list[Array], integer: bool) -> dict[str, Array]:
         """One sample by one thread from arrays that need no conversion: small programs take no longer than what comes before and after."""
-        results = {name: np.empty(shape, dtype) for name, shape, dtype in self._results[integer]}
+        results = {name: np.empty(shape, dtype) for name, shape, dtype in form.results[integer]}
         arena = self._arenas.take()
         try:
-            self.executor.call(self._names[integer], arrays, list(results.values()), arena)
+            self.executor.call(form.names[integer], arrays, list(results.values()), arena)
         except OutOfRange as refused:
-            raise _out_of_range(self.inputs[refused.index], arrays[refused.index], 0) from None
+            raise _out_of_range(form.inputs[refused.index], arrays[refused.index], 0) from None
         finally:
             self._arenas.give_back(arena)
         return results
 
     @contextmanager
-    def _entry(self, integer: bool) -> Iterator[Call]:
+    def _entry(self, form: Interface, integer: bool) -> Iterator[Call]:
         """The function to call: with the workers where there are any and they are free."""
         workers, executor = self._workers, self.executor
         if workers is None or not isinstance(executor, NativeExecutor):
-            yield partial(executor.call, self.interface.entry(integer))
+            yield partial(executor.call, form.entry(integer))
             return
         with workers.claimed() as ours:
             if ours:
-                yield executor.divided(self.interface.entry(integer, parallel=True), workers.parallel_for, workers.address)
+                yield executor.divided(form.entry(integer, parallel=True), workers.parallel_for, workers.address)
             else:
-                yield partial(executor.call, self.interface.entry(integer))
+                yield partial(executor.call, form.entry(integer))
 
 
 Description = tuple[str, tuple[int, ...], np.dtype[Any]]
@@ -136,6 +148,31 @@ def _exact(expected: tuple[Description, ...], feeds: Mapping[str, ArrayLike]) ->
             return None
         found.append(array)
     return found
+
+
+def _fitting(forms: Sequence[_Form], feeds: Mapping[str, ArrayLike]) -> _Form:
+    """The first form, from the largest on, whose shapes the feeds have; InputError lists them where there is none."""
+    if len(forms) == 1 or set(feeds) != {t.name for t in forms[0].inputs}:
+        return forms[0]
+    found = {name: np.shape(x) for name, x in feeds.items()}
+    for form in forms:
+        if all(_fits(t.shape, found[t.name]) for t in form.inputs):
+            return form
+    compiled = "; ".join(_shapes({t.name: t.shape for t in form.inputs}) for form in forms)
+    raise InputError(
+        f"inputs {_shapes(found)} have none of the shapes that were compiled: {compiled} (or multiples in front); "
+        "pad the sequence to the next length and mask it, or compile with one --shape more"
+    )
+
+
+def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"'{name}' {shape}" for name, shape in shapes.items())
+
+
+def _fits(shape: tuple[int, ...], given: tuple[int, ...]) -> bool:
+    """Whether `given` is `shape`, or a multiple of it along the leading axis."""
+    fits = len(given) == len(shape) and given[1:] == shape[1:]
+    return fits and (not shape or (given[0] > 0 and given[0] % shape[0] == 0))
 
 
 def _row(array: Array, index: int) -> Array:
@@ -201,8 +238,7 @@ def _batch(inputs: tuple[Tensor, ...], arrays: list[Array]) -> int:
 
 def _repeats(tensor: Tensor, array: Array) -> int:
     shape = tensor.shape
-    fits = array.ndim == len(shape) and array.shape[1:] == shape[1:]
-    if not fits or (shape and (array.shape[0] % shape[0] or not array.shape[0])):
+    if not _fits(shape, array.shape):
         batch = f" (or a multiple of {shape[0]} in front)" if shape else ""
         raise InputError(f"input '{tensor.name}': expected shape {shape}{batch}, found {array.shape}{_remedy(tensor, array)}")
     return array.size // prod(shape)

@@ -10,6 +10,7 @@ import io
 import json
 from dataclasses import fields
 from enum import Enum
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -23,28 +24,50 @@ from .types import DType, Quantization, TensorType
 FORMAT = 1
 
 
-def graph_to_bytes(graph: Graph) -> bytes:
-    """The graph as the bytes of an .npz archive."""
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    text = json.dumps({"format": FORMAT, "graph": _encode_graph(graph, arrays)})
+class _Arrays(dict[str, "np.ndarray[Any, Any]"]):
+    """The arrays of the archive by key; equal ones are kept once."""
+
+    def __init__(self) -> None:
+        self._keys: dict[bytes, str] = {}
+
+    def key(self, item: np.ndarray[Any, Any]) -> str:
+        """Where `item` is kept."""
+        content = sha256(f"{item.dtype.str}{item.shape}".encode() + np.ascontiguousarray(item).tobytes()).digest()
+        if content not in self._keys:
+            self._keys[content] = f"a{len(self)}"
+            self[self._keys[content]] = item
+        return self._keys[content]
+
+
+def graph_to_bytes(graph: Graph, *others: Graph) -> bytes:
+    """The graph, or a network in several forms, as the bytes of an .npz archive."""
+    arrays = _Arrays()
+    further = {"others": [_encode_graph(g, arrays) for g in others]} if others else {}
+    text = json.dumps({"format": FORMAT, "graph": _encode_graph(graph, arrays), **further})
     buffer = io.BytesIO()
     np.savez(buffer, description=np.frombuffer(text.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
 def graph_from_bytes(data: bytes) -> Graph:
-    """The graph that `graph_to_bytes` wrote. ModelError where the bytes are not such an archive."""
+    """The graph, the first of several, that `graph_to_bytes` wrote. ModelError where the bytes are not such an archive."""
+    return graphs_from_bytes(data)[0]
+
+
+def graphs_from_bytes(data: bytes) -> tuple[Graph, ...]:
+    """All of them."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             description = json.loads(archive["description"].tobytes())
             if description["format"] != FORMAT:
                 raise ModelError(f"the graph has format {description['format']}, expected {FORMAT}: compile the model again")
-            return _decode_graph(description["graph"], archive)
+            arrays = dict(archive)
+            return tuple(_decode_graph(text, arrays) for text in (description["graph"], *description.get("others", ())))
     except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
         raise ModelError(f"damaged graph file ({error}): compile the model again") from error
 
 
-def _encode_graph(graph: Graph, arrays: dict[str, Any]) -> dict[str, Any]:
+def _encode_graph(graph: Graph, arrays: _Arrays) -> dict[str, Any]:
     index = {v: i for i, v in enumerate(graph.order)}
     return {
         "values": [
@@ -57,15 +80,14 @@ def _encode_graph(graph: Graph, arrays: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _encode(item: Any, arrays: dict[str, Any]) -> Any:
+def _encode(item: Any, arrays: _Arrays) -> Any:
     match item:
         case Graph():
             return {"graph": _encode_graph(item, arrays)}
         case Enum():
             return {"enum": type(item).__name__, "name": item.name}
         case np.ndarray():
-            arrays[key := f"a{len(arrays)}"] = item
-            return {"array": key}
+            return {"array": arrays.key(item)}
         case tuple():
             return {"tuple": [_encode(i, arrays) for i in item]}
         case float() if not np.isfinite(item):
