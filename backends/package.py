@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import qcompiler
 from qcompiler.errors import UsageError
-from qcompiler.runtime.artifact import IMAGE, LIBRARIES, MANIFEST, Interface, Manifest, Platform, file_digest, read_manifest
+from qcompiler.runtime.artifact import IMAGE, LIBRARIES, MANIFEST, Interface, Manifest, Platform, file_checksum, file_digest, read_manifest
 from qcompiler.runtime.errors import ArtifactError
 
 from .archive import archive
@@ -131,7 +131,7 @@ def tool() -> str:
 
 
 def _manifest(staging: Path, artifact: Artifact) -> Manifest:
-    files = {p.name: {"size": p.stat().st_size, "sha256": file_digest(p)} for p in sorted(staging.iterdir())}
+    files = {p.name: {"size": p.stat().st_size, "sha256": file_digest(p), "crc32": file_checksum(p)} for p in sorted(staging.iterdir())}
     image, platform = artifact.image, _platform(artifact.target)
     entries = {} if image is None else {name: image.entries[name] for name in artifact.interface.symbols}
     code_size = 0 if image is None else image.code_size

@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 ALIGNMENT = 64
 """What programs require; `allocate` gives whole pages, so that emulators can map them as they are."""
 
+_PRIVATE: dict[str, int] = (
+    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0)} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+)
+
 
 def allocate(size: int) -> NDArray[np.uint8]:
-    """`size` zero bytes that begin on a page; the array keeps the mapping alive."""
-    return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)[:size]
+    """`size` zero bytes that begin on a page; the array keeps the mapping alive. Pages are present from the start where the system does
+    that: a program uses them all, and one by one they would cost its first call a fifth of its time."""
+    return np.frombuffer(mmap.mmap(-1, max(size, 1), **_PRIVATE), np.uint8)[:size]
 
 
 class ArenaPool:

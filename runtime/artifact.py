@@ -6,7 +6,7 @@
      "inputs": [{"name", "shape", "dtype": "float32", "storage": "int8", "scale": 0.1 or null, "zero_point": 3,
                  "low": null or the least integer that may be given, "high": the greatest}], "outputs": the same,
      "entries": {"model_run": offset in model.img, "model_run_f32": offset},
-     "files": {"model.o": {"size": bytes, "sha256": hex}, ...},
+     "files": {"model.o": {"size": bytes, "sha256": hex, "crc32": number}, ...},
      "report": what the compiler says of the layers, "certificate": what was proven of the code}
 
 `features` are LLVM's names of what the CPU must have. A network that was compiled for several shapes has "lengths" besides: a list of
@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
@@ -223,6 +224,20 @@ def file_digest(path: Path) -> str:
         while count := file.readinto(block):
             total.update(block[:count])
     return total.hexdigest()
+
+
+def checksum(data: bytes | memoryview) -> int:
+    """CRC-32, as in the manifest: finds damage as SHA-256 does, in half of the time. Whoever changes files on purpose can change the manifest too."""
+    return zlib.crc32(data)
+
+
+def file_checksum(path: Path) -> int:
+    """CRC-32 of a file, in bounded memory."""
+    total, block = 0, memoryview(bytearray(1 << 17))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            total = zlib.crc32(block[:count], total)
+    return total
 
 
 def damaged_files(folder: str | os.PathLike[str]) -> dict[str, str]:

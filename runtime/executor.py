@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .artifact import IMAGE, LIBRARIES, OUT_OF_RANGE, Manifest, digest, file_digest
+from .artifact import IMAGE, LIBRARIES, OUT_OF_RANGE, Manifest, checksum, digest, file_checksum, file_digest
 from .cpu import mismatch
 from .errors import ArtifactError, MachineError, OutOfRange
 from .memory import Code, map_bytes, map_file
@@ -108,7 +108,7 @@ def open_native(folder: Path, manifest: Manifest) -> NativeExecutor:
         raise MachineError(f"'{folder}' is compiled for {target.name}: {why}")
     library = LIBRARIES.get(target.os, "")
     if library in manifest.files:
-        check_digest(manifest, library, file_digest(existing(folder, library)))
+        _check_file(manifest, library, existing(folder, library))
         try:
             return NativeExecutor.of_library(folder / library, manifest.interface.symbols)
         except (OSError, AttributeError):  # of another libc, or a folder mounted noexec: the image may still do
@@ -121,7 +121,10 @@ def open_image(folder: Path, manifest: Manifest) -> Code:
     if IMAGE not in manifest.files:
         raise ArtifactError(f"expected {IMAGE} in '{folder}', found none: programs for {manifest.target.os} run as libraries only")
     code = map_file(existing(folder, IMAGE))
-    check_digest(manifest, IMAGE, digest(code.data))
+    if "crc32" in manifest.files[IMAGE]:
+        _check(manifest, IMAGE, "crc32", checksum(code.data))
+    else:
+        _check(manifest, IMAGE, "sha256", digest(code.data))
     return code
 
 
@@ -132,8 +135,15 @@ def existing(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def check_digest(manifest: Manifest, name: str, found: str) -> None:
-    """Refuse a file that is not as it was written."""
-    expected = manifest.files[name].get("sha256")
+def _check_file(manifest: Manifest, name: str, path: Path) -> None:
+    """Refuse a file that is not as it was written. `damaged_files` compares the SHA-256; here the faster checksum does, where there is one."""
+    if "crc32" in manifest.files[name]:
+        _check(manifest, name, "crc32", file_checksum(path))
+    else:
+        _check(manifest, name, "sha256", file_digest(path))
+
+
+def _check(manifest: Manifest, name: str, kind: str, found: str | int) -> None:
+    expected = manifest.files[name].get(kind)
     if found != expected:
-        raise ArtifactError(f"{name} is damaged: expected sha256 {expected}, found {found}; compile the model again")
+        raise ArtifactError(f"{name} is damaged: expected {kind} {expected}, found {found}; compile the model again")
