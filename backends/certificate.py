@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from .disassemble import UNKNOWN, Instruction, disassemble
@@ -63,22 +64,24 @@ class Certificate:
         return {"ok": self.ok, **asdict(self)}
 
 
-def certify(obj: bytes, entry: str, arch: str | None = None, callback: bool = False) -> Certificate:
-    """Certify the ELF object `obj` from `entry` on; `arch`, if given, is what it is expected to be for.
+def certify(obj: bytes, entry: str, arch: str | None = None, callback: bool = False, others: Sequence[str] = ()) -> Certificate:
+    """Certify the ELF object `obj` from `entry` on, and from `others`; `arch`, if given, is what it is expected to be for.
 
-    `callback`: the entry may call the function that is its fourth argument."""
-    image = lay_out(obj)
-    if entry not in image.entries or arch not in (None, image.arch):
+    `callback`: entries may call the function that is their fourth argument."""
+    image, entries = lay_out(obj), (entry, *others)
+    entry = ", ".join(entries)
+    if not set(entries) <= set(image.entries) or arch not in (None, image.arch):
         why = f"is not an exported function of this {image.arch} object (functions: {', '.join(image.entries) or 'none'})"
         return Certificate(entry, image.arch, (), 0, 0, 0, {}, (Finding(entry, 0, "", why),))
-    bodies = _reachable(image, image.entries[entry], callback)
+    starts = [image.entries[e] for e in entries]
+    bodies = _reachable(image, starts, callback)
     instructions = [i for b in bodies.values() for i in b.instructions]
     findings = [*_data_findings(image), *(f for b in bodies.values() for f in b.findings)]
-    stack, cycle = _stack_bound(bodies, image.entries[entry])
+    stacks, cycles = zip(*(_stack_bound(bodies, start) for start in starts))
     histogram = dict(Counter(i.mnemonic for i in instructions).most_common())
     names = tuple(b.function.name for b in bodies.values())
     size = sum(b.function.size for b in bodies.values())
-    return Certificate(entry, image.arch, names, len(instructions), size, stack, histogram, (*findings, *cycle))
+    return Certificate(entry, image.arch, names, len(instructions), size, max(stacks), histogram, (*findings, *chain.from_iterable(cycles)))
 
 
 def _data_findings(image: Image) -> Iterator[Finding]:
@@ -88,15 +91,15 @@ def _data_findings(image: Image) -> Iterator[Finding]:
             yield Finding("(data)", problem.offset or 0, "", str(problem))
 
 
-def _reachable(image: Image, entry: int, callback: bool) -> dict[int, Body]:
+def _reachable(image: Image, entries: Sequence[int], callback: bool) -> dict[int, Body]:
     """Functions by offset, in the order of discovery."""
     functions = {f.offset: f for f in image.functions}
     bodies: dict[int, Body] = {}
-    waiting = [entry]
+    waiting = [*reversed(entries)]
     while waiting:
         offset = waiting.pop()
         if offset not in bodies:
-            bodies[offset] = Body(image, functions[offset], callback and offset == entry)
+            bodies[offset] = Body(image, functions[offset], callback and offset in entries)
             waiting += [target for target in bodies[offset].callees if target in functions]
     return bodies
 

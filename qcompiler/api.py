@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -18,22 +18,23 @@ from . import runtime
 from .backends import reference
 from .backends.certificate import Certificate, certify
 from .backends.image import Image, flatten
-from .backends.llvm.lower import ObjectCode, compile_object
+from .backends.llvm.lower import ObjectCode, compile_lengths
 from .backends.llvm.target import Target, find_target
 from .backends.package import Artifact, write_artifact
 from .errors import UsageError
-from .frontend import import_model
+from .frontend.lengths import Shapes, form_names, import_forms
 from .ir.graph import Graph
 from .ir.serialize import graph_to_bytes
 from .passes.calibrate import synthetic_batches
 from .passes.index_ranges import out_of_range
 from .passes.partition import Step, partition
-from .passes.pipeline import Options, Quantized, quantize
+from .passes.pipeline import Options, Quantized, quantize_lengths
 from .passes.watch import dump
 from .profile import Profile, profile
 from .report import Feeds, Report, build_report
 from .runtime.artifact import Interface
 from .runtime.errors import InputError
+from .runtime.program import fits
 
 Array = NDArray[Any]
 Model = str | PathLike[str] | onnx.ModelProto
@@ -50,7 +51,7 @@ def compile(
     target: str | Target = "host",
     calibration: Batches | None = None,
     *,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    shapes: Shapes | None = None,
     options: Options = DEFAULTS,
     os: str | None = None,
     name: str = "model",
@@ -59,7 +60,8 @@ def compile(
     """Compile a float ONNX `model` (path or `ModelProto`) for `target`.
 
     `calibration` yields ``{input name: array}`` with one sample or a leading batch of them; without it, synthetic inputs are
-    used, and accuracy is whatever they are worth. `shapes` fixes free dimensions by input name, `os` chooses the object
+    used, and accuracy is whatever they are worth. `shapes` fixes free dimensions by input name; of a list of shapes for a name, each
+    becomes an entry of its own of the one program, and calibration data has the largest. `os` chooses the object
     format (None: that of the target), `name` prefixes the C symbols, and `progress` hears how many calibration samples have been seen.
 
     Raises UsageError, ModelError, UnsupportedModel or ProofError, all of them QCompilerError.
@@ -71,15 +73,16 @@ def quantize_model(
     model: Model,
     calibration: Batches | None = None,
     *,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    shapes: Shapes | None = None,
     options: Options = DEFAULTS,
     progress: Callable[[int], None] | None = None,
 ) -> QuantizedModel:
     """The part of `compile` that is the same for all targets."""
-    graph = import_model(model, shapes)
-    kept = _Kept(calibration if calibration is not None else synthetic_batches(graph, SYNTHETIC_SAMPLES))
+    forms = import_forms(model, shapes)
+    kept = _Kept(calibration if calibration is not None else synthetic_batches(forms[0], SYNTHETIC_SAMPLES))
     source = None if isinstance(model, onnx.ModelProto) else str(Path(model).resolve())
-    return QuantizedModel(quantize(graph, kept, options, progress), tuple(_first_samples(graph, kept.first)), calibration is None, source)
+    graphs, *others = quantize_lengths(forms, kept, options, progress)
+    return QuantizedModel(graphs, tuple(_first_samples(forms[0], kept.first)), calibration is None, source, tuple(others))
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,13 @@ class QuantizedModel:
     synthetic: bool
     source: str | None = None
     """The file of the float network; None where it was a `ModelProto`."""
+    others: tuple[Quantized, ...] = ()
+    """The same network for further shapes of its inputs, from larger ones to smaller ones; all else is told of the first."""
+
+    @property
+    def integer_graphs(self) -> tuple[Graph, ...]:
+        """The integer graph of each form."""
+        return tuple(q.integer_graph for q in (self.graphs, *self.others))
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -107,7 +117,7 @@ def build(model: QuantizedModel, target: str | Target = "host", *, os: str | Non
     """Generate code for one target from a quantized model."""
     named = find_target(target) if isinstance(target, str) else target
     row = named if os is None else named.for_os(os)
-    code = compile_object(model.graphs.integer_graph, row, name)
+    code = compile_lengths(form_names(model.integer_graphs, name), row, name)
     dump(f"{row.name}-{row.os}.ll", lambda: code.llvm)
     dump(f"{row.name}-{row.os}.s", lambda: code.assembly)
     return Program(model, row, code)
@@ -123,7 +133,7 @@ class Program:
 
     @property
     def graph(self) -> Graph:
-        """The integer graph, which the code executes and the reference interprets."""
+        """The integer graph, which the code executes and the reference interprets; that of the first form."""
         return self.model.graphs.integer_graph
 
     @property
@@ -153,14 +163,14 @@ class Program:
         """The proof by disassembly that no floating point and no foreign call is reachable from the integer entry."""
         if self.elf is None:
             raise UsageError(f"certificates are made from ELF objects; compile for linux instead of {self.target.os}")
-        return certify(self.elf, self.interface.entry(integer=True))
+        return certified(self.elf, self.interface)
 
     @cached_property
     def parallel_certificate(self) -> Certificate:
         """The same of the entry for several threads and of all tasks that it hands out."""
         if self.elf is None:
             raise UsageError(f"certificates are made from ELF objects; compile for linux instead of {self.target.os}")
-        return certify(self.elf, self.interface.entry(integer=True, parallel=True), callback=True)
+        return certified(self.elf, self.interface, parallel=True)
 
     @property
     def threads(self) -> int:
@@ -190,11 +200,12 @@ class Program:
 
     def reference(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The same program in numpy: equal to `run`, bit for bit."""
-        return reference_run(self.graph, feeds)
+        return reference_run(fitting(self.model.integer_graphs, feeds), feeds)
 
     def profile(self, feeds: Mapping[str, Array], seconds: float = 1.0) -> Profile:
         """Where the time goes, layer by layer, against this CPU's peak: measured on a build with time stamps. One thread."""
-        return profile(self.graph, self.target, feeds, seconds, self.model.steps)
+        graph = fitting(self.model.integer_graphs, feeds)
+        return profile(graph, self.target, feeds, seconds, self.model.steps if graph is self.graph else None)
 
     def save(self, folder: str | PathLike[str], share: bool = True) -> None:
         """Write the artifact: object, static library, header, image, shared library where a linker is found, manifest."""
@@ -206,9 +217,21 @@ class Program:
             None if self.elf is None else self.image,
             report=self.report.as_dict(),
             certificate=certificate,
-            extra={GRAPH_FILE: graph_to_bytes(self.graph)},
+            extra={GRAPH_FILE: graph_to_bytes(*self.model.integer_graphs)},
         )
         write_artifact(Path(folder), artifact, share=share)
+
+
+def certified(elf: bytes, interface: Interface, parallel: bool = False) -> Certificate:
+    """The certificate of the integer entries of every form."""
+    entry, *others = (f.entry(integer=True, parallel=parallel) for f in interface.forms)
+    return certify(elf, entry, callback=parallel, others=others)
+
+
+def fitting(graphs: Sequence[Graph], feeds: Mapping[str, Array]) -> Graph:
+    """The form whose shapes, or multiples of them in front, `feeds` have; where there is none the first, which will refuse them."""
+    found = {name: np.shape(x) for name, x in feeds.items()}
+    return next((g for g in graphs if all(v.name in found and fits(v.shape, found[v.name]) for v in g.inputs)), graphs[0])
 
 
 def reference_run(graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -156,7 +156,7 @@ def _fitting(forms: Sequence[_Form], feeds: Mapping[str, ArrayLike]) -> _Form:
         return forms[0]
     found = {name: np.shape(x) for name, x in feeds.items()}
     for form in forms:
-        if all(_fits(t.shape, found[t.name]) for t in form.inputs):
+        if all(fits(t.shape, found[t.name]) for t in form.inputs):
             return form
     compiled = "; ".join(_shapes({t.name: t.shape for t in form.inputs}) for form in forms)
     raise InputError(
@@ -169,10 +169,10 @@ def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"'{name}' {shape}" for name, shape in shapes.items())
 
 
-def _fits(shape: tuple[int, ...], given: tuple[int, ...]) -> bool:
+def fits(shape: tuple[int, ...], given: tuple[int, ...]) -> bool:
     """Whether `given` is `shape`, or a multiple of it along the leading axis."""
-    fits = len(given) == len(shape) and given[1:] == shape[1:]
-    return fits and (not shape or (given[0] > 0 and given[0] % shape[0] == 0))
+    same = len(given) == len(shape) and given[1:] == shape[1:]
+    return same and (not shape or (given[0] > 0 and given[0] % shape[0] == 0))
 
 
 def _row(array: Array, index: int) -> Array:
@@ -211,7 +211,7 @@ def _converted(tensor: Tensor, array: Array, integer: bool) -> Array:
     dtype = _dtype(tensor, integer)
     same_kind = array.dtype.kind == "f" and dtype.kind == "f"
     if tensor.scale is None and array.dtype.kind in "iub" and dtype.kind in "iu":
-        _check_fits(tensor, array, dtype)
+        _checkfits(tensor, array, dtype)
     elif array.dtype != dtype and not same_kind:
         quantized = integer and tensor.scale is not None
         hint = "quantize it with the input's scale and zero point" if quantized else f"convert it with .astype('{dtype}')"
@@ -219,7 +219,7 @@ def _converted(tensor: Tensor, array: Array, integer: bool) -> Array:
     return np.ascontiguousarray(array, dtype).reshape(array.shape)
 
 
-def _check_fits(tensor: Tensor, array: Array, dtype: np.dtype[Any]) -> None:
+def _checkfits(tensor: Tensor, array: Array, dtype: np.dtype[Any]) -> None:
     """Integers of another width are converted, unless one of them would change."""
     if array.size and not np.can_cast(array.dtype, dtype):
         least, greatest, bounds = int(array.min()), int(array.max()), np.iinfo(dtype)
@@ -238,7 +238,7 @@ def _batch(inputs: tuple[Tensor, ...], arrays: list[Array]) -> int:
 
 def _repeats(tensor: Tensor, array: Array) -> int:
     shape = tensor.shape
-    if not _fits(shape, array.shape):
+    if not fits(shape, array.shape):
         batch = f" (or a multiple of {shape[0]} in front)" if shape else ""
         raise InputError(f"input '{tensor.name}': expected shape {shape}{batch}, found {array.shape}{_remedy(tensor, array)}")
     return array.size // prod(shape)

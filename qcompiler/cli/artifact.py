@@ -32,11 +32,16 @@ def open_program(folder: str) -> Program:
 
 
 def open_graph(folder: str) -> Graph:
-    """The integer graph that the artifact was compiled from."""
-    from qcompiler.ir.serialize import graph_from_bytes
+    """The integer graph that the artifact was compiled from, of several forms the first."""
+    return open_graphs(folder)[0]
+
+
+def open_graphs(folder: str) -> tuple[Graph, ...]:
+    """Those of all forms."""
+    from qcompiler.ir.serialize import graphs_from_bytes
 
     try:
-        return graph_from_bytes((Path(folder) / GRAPH).read_bytes())
+        return graphs_from_bytes((Path(folder) / GRAPH).read_bytes())
     except OSError as problem:
         raise UsageError(f"'{folder}' has no readable {GRAPH} ({problem.strerror}); compile the model again") from problem
 

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from qcompiler.passes.pipeline import Options
 
 ONNX_TARGETS = {"onnx-qdq": "QuantizeLinear and DequantizeLinear around float operators", "onnx-qoperator": "QLinearConv and its kin"}
-Shapes = dict[str, tuple[int, ...]]
+Shapes = dict[str, list[tuple[int, ...]]]
 
 METHODS = {"minmax": "MinMax", "percentile": "Percentile", "mse": "Mse", "entropy": "Entropy"}
 PRECISIONS = {"w8a8": 8, "w7a8": 7}
 PRECISION_HELP = "bits of weights and activations; w7a8 is about 1.4 times as fast on x86 CPUs without VNNI, little or no faster elsewhere"
+SHAPE_HELP = "fix the shape of an input; may be repeated, also for one input: each of its shapes gets an entry of its own"
 SYSTEMS = ["linux", "android", "macos", "windows"]
 
 SYNTHETIC = (
@@ -41,7 +42,7 @@ SYNTHETIC = (
 @data_option("--calib", "calibration inputs")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="use only the first N calibration samples")
 @image_options
-@click.option("--shape", "shapes", callback=named_shapes, multiple=True, metavar="NAME=N,N", help="fix the shape of an input; may be repeated")
+@click.option("--shape", "shapes", callback=named_shapes, multiple=True, metavar="NAME=N,N", help=SHAPE_HELP)
 @click.option("--method", type=click.Choice(list(METHODS)), help="how ranges are chosen [default: the best known for the network]")
 @click.option("--precision", type=click.Choice(list(PRECISIONS)), default="w8a8", show_default=True, help=PRECISION_HELP)
 @click.option("--name", default="model", show_default=True, help="prefix of the C functions")
@@ -64,6 +65,7 @@ def command(
     """Compile a network. This is the command that is meant where none is named."""
     place = destination(model, target, output)
     check_target(target)
+    check_single(target, shapes)
     quantized = quantized_model(model, shapes, calib, limit, how, chosen(method, precision), as_json)
     summary = write_onnx(quantized, target, place) if target in ONNX_TARGETS else write_program(quantized, target, system, name, place, as_json)
     if calib is None:
@@ -115,12 +117,20 @@ def check_target(target: str) -> None:
             raise UsageError(f"{problem}; or one of {', '.join(ONNX_TARGETS)}") from problem
 
 
+def check_single(target: str, shapes: Shapes) -> None:
+    """UsageError where several shapes are to become one ONNX graph."""
+    for name, several in shapes.items():
+        if target in ONNX_TARGETS and len(several) > 1:
+            raise UsageError(f"the target {target} takes one shape of each input, found {len(several)} of '{name}'; write one file for each")
+
+
 def model_inputs(model: str, shapes: Shapes) -> list[Input]:
-    """What the network takes, its free dimensions fixed."""
+    """What the network takes, its free dimensions fixed; of several shapes the largest."""
     from qcompiler.frontend.inputs import graph_inputs
+    from qcompiler.frontend.lengths import ordered_forms
     from qcompiler.frontend.load import load_model
 
-    types = graph_inputs(load_model(model).graph, shapes)
+    types = graph_inputs(load_model(model).graph, ordered_forms(model, shapes)[0])
     return [Input(name, t.shape, t.dtype.value) for name, t in types.items()]
 
 
@@ -187,6 +197,7 @@ def described(program: Program, place: Path) -> dict[str, Any]:
         "macs": report.macs,
         "weights_size": program.interface.weights_size,
         "arena_size": program.interface.arena_size,
+        "entries": [f.entry(integer=True) for f in program.interface.forms],
         "synthetic": program.model.synthetic,
         "lowest_sqnr": min(((layer.sqnr, layer.name) for layer in report.layers if layer.sqnr is not None), default=None),
         "certificate": certificate,
@@ -238,6 +249,7 @@ def show_summary(model: str, facts: dict[str, Any]) -> None:
         ("target", f"{facts['target']}, {facts['os']}"),
         ("layers", f"{facts['layers']}, {facts['macs'] / 1e6:.3g} million multiply-accumulates"),
         ("weights, arena", f"{size(facts['weights_size'])}, {size(facts['arena_size'])}"),
+        *([("entries", ", ".join(facts["entries"]))] if len(facts["entries"]) > 1 else []),
         ("lowest signal to noise", "not measured" if lowest is None else f"{lowest[0]:.1f} dB at {lowest[1]}"),
         ("integer-only", certified(facts["certificate"])),
     ]

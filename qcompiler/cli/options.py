@@ -25,9 +25,12 @@ def numbers(_context: click.Context, _option: click.Parameter, text: str) -> tup
         raise click.BadParameter(f"expected numbers separated by commas, found {text!r}.") from None
 
 
-def named_shapes(_context: click.Context, _option: click.Parameter, texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """NAME=1,3,224,224 of each; the last = or : separates, since names may hold either."""
-    return dict(named_shape(text) for text in texts)
+def named_shapes(_context: click.Context, _option: click.Parameter, texts: Sequence[str]) -> dict[str, list[tuple[int, ...]]]:
+    """NAME=1,3,224,224 of each; the last = or : separates, since names may hold either. A name may come again, with another shape."""
+    shapes = dict[str, list[tuple[int, ...]]]()
+    for name, shape in map(named_shape, texts):
+        shapes.setdefault(name, []).append(shape)
+    return shapes
 
 
 def named_shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import QCompilerError
 from qcompiler.runtime import ArtifactError, MachineError, Manifest, RuntimeFailure, damaged_files
 
-from .artifact import inputs_of, open_graph, open_manifest, open_program
+from .artifact import inputs_of, open_graphs, open_manifest, open_program
 from .data import Batch, Dataset, first
 from .images import Preprocessing
 from .options import data_option, image_options, json_option, read_data
@@ -88,26 +88,25 @@ def check_files(artifact: str) -> Check:
 
 def check_certificate(artifact: str, manifest: Manifest) -> Check:
     """The object is disassembled again."""
-    from qcompiler.backends.certificate import certify
+    from qcompiler.api import certified
     from qcompiler.backends.package import object_names
 
     obj = (Path(artifact) / object_names(manifest.target.os)[0]).read_bytes()
     if obj[:4] != b"\x7fELF":
         return Check("integer-only", None, "only ELF objects can be certified: compile for linux or android")
-    entry = manifest.interface.entry(integer=True)
-    certificate = certify(obj, entry)
-    parallel = [certify(obj, manifest.interface.entry(True, parallel=True), callback=True)] if manifest.interface.parallel else []
+    certificate = certified(obj, manifest.interface)
+    parallel = [certified(obj, manifest.interface, parallel=True)] if manifest.interface.parallel else []
     if findings := [f for c in (certificate, *parallel) for f in c.findings]:
         return Check("integer-only", False, "; ".join(map(str, findings[:3])))
     counted = f"{certificate.instructions:,} instructions in {len(certificate.functions)} functions, {certificate.stack_bytes} bytes of stack"
-    return Check("integer-only", True, f"nothing reachable from {entry} is floating point or leaves the object: {counted}")
+    return Check("integer-only", True, f"nothing reachable from {certificate.entry} is floating point or leaves the object: {counted}")
 
 
 def check_ranges(artifact: str) -> Check:
     """The overflow proof is made again from the constants."""
     from qcompiler.passes.prove_ranges import prove_ranges
 
-    bounds = prove_ranges(open_graph(artifact))
+    bounds = {v: bound for graph in open_graphs(artifact) for v, bound in prove_ranges(graph).items()}
     worst = min(bounds.items(), key=lambda item: item[1].headroom, default=None)
     if worst is None:
         return Check("no overflow", True, "there are no accumulators")
@@ -117,21 +116,22 @@ def check_ranges(artifact: str) -> Check:
 
 def check_bits(artifact: str, manifest: Manifest, samples: Dataset, quiet: bool) -> Check:
     """Program against reference, every output of every sample."""
-    from qcompiler.api import reference_run
+    from qcompiler.api import fitting, reference_run
 
     try:
         program = open_program(artifact)
     except (ArtifactError, MachineError) as problem:
         return Check("bit-exact", None, str(problem))
-    graph, count = open_graph(artifact), 0
+    graphs, count = open_graphs(artifact), 0
     with progress("comparing", samples.count, quiet) as advance:
         for count, batch in enumerate(samples.batches(), 1):
+            graph = fitting(graphs, batch.feeds)
             found, expected = program.run(batch.feeds), reference_run(graph, batch.feeds)
             wrong = [name for name in expected if not identical(found[name], expected[name])]
             if wrong:
                 return Check("bit-exact", False, mismatch(graph, manifest, batch, count, wrong[0], found[wrong[0]], expected[wrong[0]]))
             advance(count)
-    return Check("bit-exact", True, f"{len(graph.outputs)} outputs of {count} samples from {samples.source} are those of the reference")
+    return Check("bit-exact", True, f"{len(graphs[0].outputs)} outputs of {count} samples from {samples.source} are those of the reference")
 
 
 def identical(a: Array, b: Array) -> bool:
@@ -153,5 +153,9 @@ def invented(artifact: str) -> Dataset:
     """A few random samples."""
     from qcompiler.passes.calibrate import synthetic_batches
 
-    graph = open_graph(artifact)
-    return Dataset("random numbers", lambda: (Batch(dict(f)) for f in synthetic_batches(graph, INVENTED_SAMPLES)), INVENTED_SAMPLES)
+    graphs = open_graphs(artifact)
+
+    def read() -> Iterator[Batch]:
+        return (Batch(dict(f)) for graph in graphs for f in synthetic_batches(graph, INVENTED_SAMPLES))
+
+    return Dataset("random numbers", read, INVENTED_SAMPLES * len(graphs))
