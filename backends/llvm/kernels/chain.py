@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.backends.llvm import nibbles
 from qcompiler.backends.llvm.chains import ChainPlan, Form
 from qcompiler.backends.llvm.dot import GROUP, Chained
 from qcompiler.backends.llvm.dsl import Kernel, Ptr, Val
@@ -32,38 +33,48 @@ def header_bytes(forms: int, groups: int) -> int:
     return -(-WORD * (forms + groups) // 64) * 64
 
 
-def pack_blocks(w: NDArray[np.int8], plan: ChainPlan, offsets: NDArray[np.int64], dot: Chained) -> bytes:
-    """`w` [blocks, groups, registers, lanes, 4] as the kernel reads it."""
+def pack_blocks(w: NDArray[np.int8], plan: ChainPlan, offsets: NDArray[np.int64], dot: Chained, packed: bool = False) -> bytes:
+    """`w` [blocks, groups, registers, lanes, 4] as the kernel reads it; `packed`: as nibbles."""
     blocks, groups = w.shape[:2]
     header = np.zeros((blocks, header_bytes(len(plan.forms), groups) // WORD), np.int32)
     header[:, : len(plan.forms)] = plan.counts
     header[:, len(plan.forms) : len(plan.forms) + groups] = offsets[plan.order]
     ordered = np.ascontiguousarray(np.take_along_axis(w, plan.order[:, :, None, None, None], 1))
-    return np.concatenate([header.view(np.int8), dot.pack(ordered).reshape(blocks, -1)], 1).tobytes()
+    registers = nibbles.pack(dot.pack(ordered), dot) if packed else dot.pack(ordered)
+    return np.concatenate([header.view(np.int8), registers.reshape(blocks, -1)], 1).tobytes()
 
 
 def accumulate(
-    k: Kernel, dot: Chained, forms: Sequence[Form], groups: int, pixels: Sequence[int], x: Ptr, weights: Ptr, first: Sequence[Val]
+    k: Kernel,
+    dot: Chained,
+    forms: Sequence[Form],
+    groups: int,
+    pixels: Sequence[int],
+    x: Ptr,
+    weights: Ptr,
+    first: Sequence[Val],
+    packed: bool = False,
 ) -> list[Val]:
-    """`first`, the accumulators of the pixels at the offsets `pixels` from x, after all chains."""
+    """`first`, the accumulators of the pixels at the offsets `pixels` from x, after all chains; `packed`: weights are nibbles."""
     table = weights + WORD * len(forms)
     state: list[Val | Ptr] = [table, weights + header_bytes(len(forms), groups), *first]
     for n, form in enumerate(forms):
         with k.rounds(k.load_index(weights + WORD * n), state) as inner:
-            inner[:] = _chain(k, dot, form, pixels, x, inner)
+            inner[:] = _chain(k, dot, form, pixels, x, inner, packed)
         state = inner
     return [v for v in state[2:] if isinstance(v, Val)]
 
 
-def _chain(k: Kernel, dot: Chained, form: Form, pixels: Sequence[int], x: Ptr, state: Sequence[Val | Ptr]) -> list[Val | Ptr]:
+def _chain(k: Kernel, dot: Chained, form: Form, pixels: Sequence[int], x: Ptr, state: Sequence[Val | Ptr], packed: bool) -> list[Val | Ptr]:
     """One chain for every pixel and register."""
     table, weights, *accs = state
     assert isinstance(table, Ptr)
     assert isinstance(weights, Ptr)
     places = [x + k.load_index(table + WORD * n) for n in range(form.links)]
     count = len(_registers(accs[0]))
-    size = count * k.target.vector_bytes
-    ws = [k.load(weights + n * size, 8, count).regs for n in range(form.links)]
+    size = count * k.target.vector_bytes // (2 if packed else 1)
+    starts = (weights + n * size for n in range(form.links))
+    ws = [(nibbles.load(k, dot, p, count) if packed else k.load(p, 8, count)).regs for p in starts]
     found = list[Val | Ptr]()
     for offset, acc in zip(pixels, accs, strict=True):
         xs = [dot.broadcast(k, p + offset, form.signed) for p in places]

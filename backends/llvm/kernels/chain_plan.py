@@ -49,7 +49,7 @@ def chained(w: NDArray[np.int8], config: ConvConfig, target: Target) -> ChainedW
         prove(_lanes_first(b), plans[key], dot)
     segments = tuple(replace(s, forms=_common([p for (_, n), p in plans.items() if n == i])) for i, s in enumerate(config.segments))
     offsets = group_offsets(config.runs, config.run)
-    packed = b"".join(pack_blocks(b, plans[key].of_forms(segments[key[1]].forms), offsets, dot) for key, b in blocks.items())
+    packed = b"".join(pack_blocks(b, plans[key].of_forms(segments[key[1]].forms), offsets, dot, config.nibbles) for key, b in blocks.items())
     sums = np.concatenate([s[: config.channels] for s in _sums_per_group(blocks, plans, config, target)])
     return ChainedWeights(replace(config, segments=segments), packed, sums)
 

@@ -7,7 +7,7 @@ neighbour does no harm.
 
 A tile of `rows x columns` output pixels times `count` registers of channels stays in registers over the whole of K. Tiles at
 the right and lower edge are moved back inside: some pixels are computed twice, to the same bytes. Weights are packed at compile
-time in the order of reading: [block][run][group][register][lane][4].
+time in the order of reading: [block][run][group][register][lane][4]; those of at most four bits two registers in one (`nibbles`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.backends.llvm import nibbles
 from qcompiler.backends.llvm.chains import Form
 from qcompiler.backends.llvm.dot import GROUP, Chained, dot_of
 from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val, join
@@ -90,6 +91,8 @@ class ConvConfig:
     residual: Steps | None
     segments: tuple[Segment, ...]
     epilogue: Epilogue
+    nibbles: bool = False
+    """Two registers of weights lie in one."""
 
     @property
     def depth(self) -> int:
@@ -99,7 +102,9 @@ class ConvConfig:
 
 def pack_weights(w: NDArray[np.int8], config: ConvConfig, target: Target) -> bytes:
     """w [O, number of runs, bytes of a run] in the order in which the kernel reads it."""
-    return b"".join(dot_of(target).pack(np.ascontiguousarray(b)).tobytes() for _, b in segment_weights(w, config, target))
+    dot = dot_of(target)
+    blocks = (dot.pack(np.ascontiguousarray(b)) for _, b in segment_weights(w, config, target))
+    return b"".join((nibbles.pack(b, dot) if config.nibbles else b).tobytes() for b in blocks)
 
 
 def segment_weights(w: NDArray[np.int8], config: ConvConfig, target: Target) -> Iterator[tuple[tuple[int, int], NDArray[np.int8]]]:
@@ -173,7 +178,12 @@ def emit_conv(k: Kernel, config: ConvConfig) -> None:
 def _block_sizes(config: ConvConfig, s: Segment, t: Target) -> tuple[int, int]:
     """Bytes of weights and of constants of one block."""
     header = header_bytes(len(s.forms), config.depth) if s.forms else 0
-    return header + config.depth * s.count * t.vector_bytes, config.epilogue.block_bytes(t, s.count)
+    return header + config.depth * _group_bytes(config, s, t), config.epilogue.block_bytes(t, s.count)
+
+
+def _group_bytes(config: ConvConfig, s: Segment, t: Target) -> int:
+    """Bytes of the weights of one group of K."""
+    return s.count * t.vector_bytes // (2 if config.nibbles else 1)
 
 
 def split_axis(config: ConvConfig) -> str:
@@ -234,7 +244,7 @@ def _lines_ahead(config: ConvConfig, s: Segment, t: Target) -> int:
     if not t.prefetches or s.forms or config.depth * GROUP * config.channels * config.groups < FAR:
         return 0
     tiles = config.images * -(-config.rows // s.rows) * -(-config.columns // s.columns)
-    return -(-s.unroll * s.count * t.vector_bytes // (LINE * tiles))
+    return -(-s.unroll * _group_bytes(config, s, t) // (LINE * tiles))
 
 
 def plus(a: Index | int, b: Index | int) -> Index | int:
@@ -282,13 +292,14 @@ def _filled(pixels: Sequence[Val]) -> list[Val]:
 
 def _accumulate(k: Kernel, config: ConvConfig, s: Segment, offsets: Sequence[int], x: Ptr, at: Operands) -> list[Val]:
     """Accumulators of all pixels of a tile, over all runs."""
-    dot, registers = dot_of(k.target), k.target.vector_bytes * s.count
+    dot, registers = dot_of(k.target), _group_bytes(config, s, k.target)
     first = config.epilogue.initial(k, at.constants, s.count)
     if isinstance(dot, Chained):
-        return accumulate(k, dot, s.forms, config.depth, offsets, x, at.weights, [first] * len(offsets))
+        return accumulate(k, dot, s.forms, config.depth, offsets, x, at.weights, [first] * len(offsets), config.nibbles)
     zero = k.splat(0, 32).repeat(s.count)
+    start = zero if config.nibbles else first
     lines = _lines_ahead(config, s, k.target)
-    state: list[Val | Ptr] = [at.weights, at.ahead or at.weights, *[first] * len(offsets), *[zero] * (len(offsets) * (s.chains - 1))]
+    state: list[Val | Ptr] = [at.weights, at.ahead or at.weights, *[start] * len(offsets), *[zero] * (len(offsets) * (s.chains - 1))]
 
     def groups(state: list[Val | Ptr], x: Ptr) -> None:
         weights, ahead = state[:2]
@@ -299,7 +310,8 @@ def _accumulate(k: Kernel, config: ConvConfig, s: Segment, offsets: Sequence[int
         # broadcasts are written next to their use: given all at once, LLVM keeps them in registers and spills accumulators
         xs = [dot.consecutive(k, x + offset, s.unroll) for offset in offsets] if dot.wide > 1 else []
         for u in range(s.unroll):
-            w = k.load(weights + u * registers, 8, s.count)
+            place = weights + u * registers
+            w = nibbles.load(k, dot, place, s.count) if config.nibbles else k.load(place, 8, s.count)
             for n, offset in enumerate(offsets):
                 at = 2 + u % s.chains * len(offsets) + n
                 acc = state[at]
@@ -321,4 +333,4 @@ def _accumulate(k: Kernel, config: ConvConfig, s: Segment, offsets: Sequence[int
     totals = done[: len(offsets)]
     for chain in range(1, s.chains):
         totals = [a + b for a, b in zip(totals, done[chain * len(offsets) :])]
-    return totals
+    return [first + nibbles.sums(k, dot, total) for total in totals] if config.nibbles else totals

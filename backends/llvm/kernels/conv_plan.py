@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.backends.llvm import nibbles
 from qcompiler.backends.llvm.dot import GROUP, Chained, Dot, dot_of
 from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData, addend_offset, describe
 from qcompiler.backends.llvm.launch import Address, Argument, Data, Launch, Nothing
@@ -81,7 +82,7 @@ def plan_conv(run: Run, target: Target) -> Iterable[Launch]:
     w = const_data(run.step.producer.inputs[1])
     assert w is not None
     w = w.astype(np.int8).reshape(w.shape[0], -1, _run_bytes(shape))
-    config = conv_config(shape, epilogue, target, expected_dot(w, dot_of(target)))
+    config = conv_config(shape, epilogue, target, expected_dot(w, dot_of(target)), narrow=nibbles.fit(w, w[0].size))
     if isinstance(dot_of(target), Chained):
         found = chained(w, config, target)
         config, weights = found.config, found.packed
@@ -115,8 +116,8 @@ def pack_constants(data: EpilogueData, config: ConvConfig, target: Target) -> by
     return b"".join(pieces)
 
 
-def conv_config(shape: ConvShape, epilogue: Epilogue, target: Target, dot: Dot) -> ConvConfig:
-    """The kernel's configuration, tiles chosen for the costs of `dot`."""
+def conv_config(shape: ConvShape, epilogue: Epilogue, target: Target, dot: Dot, narrow: bool = False) -> ConvConfig:
+    """The kernel's configuration, tiles chosen for the costs of `dot`. `narrow`: weights may be nibbles; they are where channels fill two registers."""
     op, length = shape.op, _run_bytes(shape)
     runs = _runs(shape)
     channels = shape.w[0] // op.groups
@@ -124,9 +125,11 @@ def conv_config(shape: ConvShape, epilogue: Epilogue, target: Target, dot: Dot) 
     images, rows, columns = _flattened(shape.out[:3], steps)
     run = -(-length // GROUP)
     depth = int(np.prod([n for n, _ in runs], dtype=np.int64)) * run
-    segments = choose_segments(Problem(target, rows, columns, channels, depth, run, dot))
+    packed = narrow and channels > target.lanes
+    segments = choose_segments(Problem(target, rows, columns, channels, depth, run, dot, packed))
     x, out, *residual = steps
-    return ConvConfig(images, rows, columns, channels, op.groups, runs, run, x, out, residual[0] if residual else None, segments, epilogue)
+    other = residual[0] if residual else None
+    return ConvConfig(images, rows, columns, channels, op.groups, runs, run, x, out, other, segments, epilogue, packed)
 
 
 def _steps(shape: ConvShape, channels: int, epilogue: Epilogue) -> list[Steps]:

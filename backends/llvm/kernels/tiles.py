@@ -44,6 +44,13 @@ class Problem:
     depth: int
     run: int
     dot: Dot
+    nibbles: bool = False
+    """Whether two registers of weights lie in one: blocks have at least two."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Registers that a block may have."""
+        return (4, 2) if self.nibbles else (4, 2, 1)
 
 
 @cache
@@ -54,7 +61,7 @@ def choose_segments(p: Problem) -> tuple[Segment, ...]:
 
 def _divisions(p: Problem) -> Iterator[tuple[Segment, ...]]:
     vectors = -(-p.channels // p.target.lanes)
-    for count in (4, 2, 1):
+    for count in p.counts:
         for rest in (True, False):
             yield tuple(_tiled(p, blocks, n) for blocks, n in _blocks(p, vectors, count, rest))
 
@@ -66,7 +73,7 @@ def _blocks(p: Problem, vectors: int, count: int, padded: bool) -> Iterator[tupl
         yield full, count
     left = vectors - full * count
     while left:
-        size = next(c for c in (1, 2, 4) if c >= left) if padded else next(c for c in (4, 2, 1) if c <= left)
+        size = next(c for c in p.counts[::-1] if c >= left) if padded else next((c for c in p.counts if c <= left), p.counts[-1])
         yield 1, size
         left = max(0, left - size)
 
@@ -118,6 +125,6 @@ def _group_cycles(p: Problem, s: Segment) -> float:
     instructions = dots * dot.steps + pixels * dot.prepare + loads + 2.0 / s.unroll
     if dot.wide > 1:
         return instructions / NARROW
-    weights = s.count * target.vector_bytes
+    weights = s.count * target.vector_bytes // (2 if p.nibbles else 1)
     streamed = weights / SECOND_LEVEL if weights * p.depth > FIRST_LEVEL else 0.0
     return max(dots * dot.multiplies / multiplies, loads / 2, instructions / WIDTH, LATENCY / s.chains, streamed)
