@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.ir.graph import Graph, Value
-from qcompiler.ir.integer import IntAttention, IntCast
+from qcompiler.ir.integer import IntAttention, IntCast, Lookup
 from qcompiler.ir.ops import ArgMax, Cast, Concat, Const, Expand, Gather, Input, Op, Reshape, Slice, Tile, Transpose
 from qcompiler.ir.sequence import Attention
 from qcompiler.ir.types import DType
@@ -78,6 +78,9 @@ def _only_truth(graph: Graph, cast: Value) -> bool:
 def _is_mask(user: Value, i: Value) -> bool:
     if isinstance(user.op, Cast):
         return user.op.dtype is DType.bool
+    if isinstance(user.op, Lookup) and isinstance(user.inputs[1].op, Const):
+        others = np.delete(user.inputs[1].op.data, 128, -1)
+        return bool((others == others[..., :1]).all())
     return isinstance(user.op, (Attention, IntAttention)) and user.op.mask and user.inputs[-1] is i and i not in user.inputs[:-1]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from qcompiler.errors import UnsupportedModel
 from qcompiler.ir.graph import Declined, Graph, Sweep, Value, apply, rewrite
 from qcompiler.ir.ops import ArgMax, Cast, Const, Conv, Dequantize, Input, MatMul, Pad, PadMode, Quantize, Softmax
-from qcompiler.ir.pointwise import Add, Div, Max, Min, Mul, PRelu, Reciprocal, Sub, Unary
+from qcompiler.ir.pointwise import Add, Div, Max, Min, Mul, Not, PRelu, Reciprocal, Sub, Unary
 from qcompiler.ir.sequence import Attention, Normalize, Rotate
 from qcompiler.ir.types import DType
 from qcompiler.numerics.normalize import MAX_CHANNELS
@@ -49,6 +49,8 @@ def problem(v: Value) -> str | None:
             return f"{what} has a slope of shape {v.inputs[1].shape}; expected a constant scalar or one per channel of {v.shape}"
         case MatMul() if any(len(i.shape) < 2 for i in v.inputs):
             return f"{what} multiplies a vector; expected operands of two or more dimensions"
+        case Not() if v.inputs[0].type.dtype is DType.bool:
+            return None
         case Add() | Sub() | Mul() | Max() | Min() | PRelu() | MatMul() | Unary():
             return _float_only(v, what)
         case Pad(mode=PadMode()):

@@ -45,7 +45,7 @@ from qcompiler.ir.ops import (
     Softmax,
     constant,
 )
-from qcompiler.ir.pointwise import Add, Clip, Max, Min, Mul, PRelu, Sub, Unary
+from qcompiler.ir.pointwise import Add, Clip, Max, Min, Mul, Not, PRelu, Sub, Unary
 from qcompiler.ir.sequence import Attention, Normalize, Rotate
 from qcompiler.ir.types import DType, Quantization, TensorType, quantized
 from qcompiler.numerics.softmax import MAX_ELEMENTS, exp_table, log_tables
@@ -88,6 +88,8 @@ class _Lowering:
                 return v if new[q] is q else replace(v, inputs=(new[q],))
             case Value(op=Cast(), inputs=(x,)) if v.type.dtype is DType.bool and not x.type.dtype.is_float:
                 return apply(integer.IntCast(quantized(v.shape, Quantization.per_tensor(1.0))), new[x], name=v.name)
+            case Value(op=Not(), inputs=(x,)):
+                return inverted(new[x], v.name)
             case Value(inputs=inputs) if not v.type.dtype.is_float and any(new[i] is not i for i in inputs):
                 return apply(v.op, *(new[i] for i in inputs), name=v.name)
         return v
@@ -104,6 +106,14 @@ class _Lowering:
             return v
         except OverflowError as error:
             raise ProofError(f"'{v.name}': {error}; its calibrated range is far below what its operands can produce") from error
+
+
+def inverted(x: Value, name: str) -> Value:
+    """1 where a mask is zero, else 0."""
+    y = quantized(x.shape, Quantization.per_tensor(1.0))
+    octets = apply(integer.IntCast(y), x, name=f"{name}.cast") if x.type.dtype is DType.bool else x
+    table = constant((np.arange(-128, 128) == 0).astype(np.int8), f"{name}.table")
+    return apply(integer.Lookup(y), octets, table, name=name)
 
 
 Source = Callable[[Value], Value]

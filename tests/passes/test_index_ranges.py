@@ -5,13 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qcompiler.backends import reference
 from qcompiler.ir import ops
 from qcompiler.ir import pointwise as pw
 from qcompiler.ir.graph import Graph, Value, apply
+from qcompiler.ir.integer import IntCast, Lookup
 from qcompiler.ir.interpret import evaluate
+from qcompiler.ir.pointwise import Not
 from qcompiler.ir.sequence import Attention
 from qcompiler.ir.types import DType, TensorType, float_type
 from qcompiler.passes.index_ranges import index_problem, indexed_rows, input_interval, out_of_range
+from qcompiler.passes.lower import lower_to_integers
 from qcompiler.passes.remove_identities import remove_identities
 
 
@@ -52,6 +56,19 @@ def test_what_is_only_seen_or_not_may_be_anything(dtype: DType) -> None:
     mask = integers(1, 1, 1, 4, dtype=dtype)
     seen = mask if dtype is DType.bool else apply(ops.Cast(DType.bool), mask, name="seen")
     assert input_interval(graph(attended(seen)), mask) is None
+
+
+@pytest.mark.parametrize("dtype", [DType.i32, DType.i64, DType.bool])
+def test_what_hides_is_lowered_to_what_shows_and_may_be_anything(dtype: DType) -> None:
+    """A mask that is true where nothing may be seen is inverted by a table that tells zero from all else."""
+    mask = integers(1, 1, 1, 4, dtype=dtype)
+    hidden = mask if dtype is DType.bool else apply(ops.Cast(DType.bool), mask, name="hidden")
+    lowered = lower_to_integers(graph(apply(Not(), hidden, name="seen")))
+    assert [type(v.op) for v in lowered.order if not isinstance(v.op, ops.Const)] == [ops.Input, IntCast, Lookup]
+    assert input_interval(graph(attended(lowered.outputs[0])), mask) is None
+    data = np.array([0, 1, 5, -1000]).reshape(mask.shape).astype(dtype.numpy)
+    (seen,) = reference.run(lowered, {mask.name: data}).values()
+    np.testing.assert_array_equal(seen, data == 0)
 
 
 def test_what_is_seen_and_counted_is_a_mask() -> None:
