@@ -11,13 +11,15 @@ import numpy as np
 from qcompiler.runtime import load
 from qcompiler.runtime.bench import Latency, compare
 
-from .artifact import inputs_of, open_manifest
+from .artifact import form_of, inputs_of, open_manifest
 from .data import Input
 from .floats import FloatModel
 from .layers import measured, show_layers
-from .options import json_option
+from .options import json_option, named_shapes
 from .show import progress, say, show_json, show_table
 
+Shapes = dict[str, list[tuple[int, ...]]]
+SHAPE_HELP = "which of the shapes to measure where the network was compiled for several [default: the largest]"
 OURS, FLOAT, INT8 = "compiled", "onnxruntime float", "onnxruntime int8"
 
 
@@ -27,11 +29,12 @@ OURS, FLOAT, INT8 = "compiled", "onnxruntime float", "onnxruntime int8"
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="threads of one call, here and in ONNX Runtime")
 @click.option("--seconds", type=click.FloatRange(0.01), default=2.0, show_default=True, help="how long to measure each")
 @click.option("--layers", is_flag=True, help="where the time goes, by layer: GOP/s, percent of this CPU's peak, times of the float layers")
+@click.option("--shape", "shapes", callback=named_shapes, multiple=True, metavar="NAME=N,N", help=SHAPE_HELP)
 @json_option
-def command(artifact: str, model: str | None, threads: int, seconds: float, layers: bool, as_json: bool) -> None:
+def command(artifact: str, model: str | None, threads: int, seconds: float, layers: bool, shapes: Shapes, as_json: bool) -> None:
     """Latency, beside ONNX Runtime's on the float network and on its int8 form."""
     manifest = open_manifest(artifact)
-    inputs = inputs_of(manifest.interface)
+    inputs = inputs_of(form_of(manifest.interface, shapes))
     feeds = {i.name: invented(i) for i in inputs}
     if layers:
         found = measured(artifact, manifest, feeds, model, seconds, as_json)

@@ -13,7 +13,7 @@ from qcompiler.errors import UsageError
 
 from .data import Dataset, Input
 from .images import Preprocessing
-from .options import data_option, image_options, json_option, named_shapes, read_data
+from .options import bits, data_option, image_options, json_option, named_shapes, read_data
 from .show import progress, say, show_json, show_table, size, warn
 
 if TYPE_CHECKING:
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 ONNX_TARGETS = {"onnx-qdq": "QuantizeLinear and DequantizeLinear around float operators", "onnx-qoperator": "QLinearConv and its kin"}
 Shapes = dict[str, list[tuple[int, ...]]]
 
-METHODS = {"minmax": "MinMax", "percentile": "Percentile", "mse": "Mse", "entropy": "Entropy"}
-PRECISIONS = {"w8a8": 8, "w7a8": 7}
-PRECISION_HELP = "bits of weights and activations; w7a8 is about 1.4 times as fast on x86 CPUs without VNNI, little or no faster elsewhere"
+REPQUANT = "repquant"
+PLAIN_METHODS = {"minmax": "MinMax", "percentile": "Percentile", "mse": "Mse", "entropy": "Entropy"}
+METHOD_HELP = "how ranges are chosen: repquant evens the channels of transformers first and takes the least squared error, the others are plain"
+PRECISION_HELP = (
+    "bits of weights (2 to 8) and of the activations they multiply (4 to 8): w8a8, w7a8, w6a6, w4a8, w4a4 ...; "
+    "w7a8 is about 1.4 times as fast on x86 CPUs without VNNI, little or no faster elsewhere"
+)
 SHAPE_HELP = "fix the shape of an input; may be repeated, also for one input: each of its shapes gets an entry of its own"
 SYSTEMS = ["linux", "android", "macos", "windows"]
 
@@ -43,8 +47,8 @@ SYNTHETIC = (
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="use only the first N calibration samples")
 @image_options
 @click.option("--shape", "shapes", callback=named_shapes, multiple=True, metavar="NAME=N,N", help=SHAPE_HELP)
-@click.option("--method", type=click.Choice(list(METHODS)), help="how ranges are chosen [default: the best known for the network]")
-@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="w8a8", show_default=True, help=PRECISION_HELP)
+@click.option("--method", type=click.Choice([REPQUANT, *PLAIN_METHODS]), default=REPQUANT, show_default=True, help=METHOD_HELP)
+@click.option("--precision", callback=bits, metavar="wNaM", default="w8a8", show_default=True, help=PRECISION_HELP)
 @click.option("--name", default="model", show_default=True, help="prefix of the C functions")
 @click.option("-o", "--output", help="folder of the artifact, or the .onnx file of an ONNX target [default: build/MODEL-TARGET]")
 @json_option
@@ -56,8 +60,8 @@ def command(
     limit: int | None,
     how: Preprocessing,
     shapes: Shapes,
-    method: str | None,
-    precision: str,
+    method: str,
+    precision: tuple[int, int],
     name: str,
     output: str | None,
     as_json: bool,
@@ -157,13 +161,13 @@ def calibration(model: str, shapes: Shapes, calib: str | None, limit: int | None
     return data if limit is None else first(data, inputs, limit)
 
 
-def chosen(method: str | None, precision: str) -> Options:
+def chosen(method: str, precision: tuple[int, int]) -> Options:
     """The quantizer's options."""
     from qcompiler.passes.calibrate import choose
     from qcompiler.passes.pipeline import Options
 
-    options = replace(Options(), weight_bits=PRECISIONS[precision])
-    return options if method is None else replace(options, method=getattr(choose, METHODS[method])())
+    options = Options(weight_bits=precision[0], activation_bits=precision[1])
+    return options if method == REPQUANT else replace(options, method=getattr(choose, PLAIN_METHODS[method])(), reparameterize=False)
 
 
 def write_program(model: QuantizedModel, target: str, system: str | None, name: str, place: Path, quiet: bool) -> dict[str, Any]:

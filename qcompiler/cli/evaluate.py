@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import UsageError
 from qcompiler.runtime import Manifest
 
-from .artifact import inputs_of, open_manifest, open_program, report_of
+from .artifact import inputs_for, open_manifest, open_program, report_of
 from .data import Dataset, Input, first
 from .floats import FloatModel
 from .images import Preprocessing
@@ -99,7 +99,7 @@ def command(
 ) -> int:
     """Accuracy, beside the float network's."""
     manifest = open_manifest(artifact)
-    inputs = inputs_of(manifest.interface)
+    inputs = inputs_for(manifest.interface, data)
     if data is None:
         raise UsageError("accuracy needs data: name it with --data, an .npz archive, a folder of images or package.module:function")
     samples = first(read_data(data, inputs, how, labels), inputs, limit)

@@ -45,6 +45,7 @@ def whole(artifact: str, manifest: Manifest) -> dict[str, Any]:
         "target": manifest.target.name,
         "inputs": [tensor(t) for t in interface.inputs],
         "outputs": [tensor(t) for t in interface.outputs],
+        "entries": [f.entry(integer=True) for f in interface.forms],
         "sizes": {"arena": interface.arena_size, "weights": interface.weights_size, "code": manifest.code_size},
         "files": dict(manifest.files),
         "memory": memory_map(open_graph(artifact), manifest.target.name),
@@ -121,6 +122,8 @@ def show_whole(facts: dict[str, Any]) -> None:
     sizes = facts["sizes"]
     say(f"{facts['artifact']}: {facts['target']}, {facts['tool']}; " + ", ".join(f"{part} {size(n)}" for part, n in sizes.items()))
     show_ends(facts)
+    if len(facts["entries"]) > 1:
+        say(f"Compiled for {len(facts['entries'])} shapes: {', '.join(facts['entries'])}; told of the first")
     show_layers(facts["report"].get("layers", []))
     declined = facts["report"].get("declined", [])
     if declined:

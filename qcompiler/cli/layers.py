@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qcompiler.runtime import Manifest
 
-from .artifact import open_graph
+from .artifact import open_graphs
 from .show import progress, say, show_table
 
 if TYPE_CHECKING:
@@ -21,13 +21,14 @@ SHOWN = 0.002
 
 def measured(artifact: str, manifest: Manifest, feeds: dict[str, Any], model: str | None, seconds: float, quiet: bool) -> Profile:
     """Times of the layers of an artifact, and of the float network's where `model` names it."""
+    from qcompiler.api import fitting
     from qcompiler.backends.llvm.target import find_target
     from qcompiler.profile import profile
 
     from .float_layers import float_layers
 
     with progress("measuring the layers", None, quiet):
-        found = profile(open_graph(artifact), find_target(manifest.target.name), feeds, seconds)
+        found = profile(fitting(open_graphs(artifact), feeds), find_target(manifest.target.name), feeds, seconds)
         return found if model is None else found.beside(float_layers(model, feeds, [x.name for x in found.layers]))
 
 

@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 import click
 
+from qcompiler.errors import UsageError
+from qcompiler.precision import bits_of
+
 from .data import Dataset, Input, open_data
 from .images import Preprocessing, from_folder
 
@@ -23,6 +26,14 @@ def numbers(_context: click.Context, _option: click.Parameter, text: str) -> tup
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise click.BadParameter(f"expected numbers separated by commas, found {text!r}.") from None
+
+
+def bits(_context: click.Context, _option: click.Parameter, text: str) -> tuple[int, int]:
+    """Of weights and activations, from a name such as w4a8."""
+    try:
+        return bits_of(text)
+    except UsageError as problem:
+        raise click.BadParameter(f"{problem}.") from None
 
 
 def named_shapes(_context: click.Context, _option: click.Parameter, texts: Sequence[str]) -> dict[str, list[tuple[int, ...]]]:

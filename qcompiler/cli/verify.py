@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import QCompilerError
 from qcompiler.runtime import ArtifactError, MachineError, Manifest, RuntimeFailure, damaged_files
 
-from .artifact import inputs_of, open_graphs, open_manifest, open_program
+from .artifact import inputs_for, open_graphs, open_manifest, open_program
 from .data import Batch, Dataset, first
 from .images import Preprocessing
 from .options import data_option, image_options, json_option, read_data
@@ -45,7 +45,7 @@ class Check:
 def command(artifact: str, data: str | None, limit: int | None, how: Preprocessing, as_json: bool) -> int:
     """Bit-exact? integer-only? whole?"""
     manifest = open_manifest(artifact)
-    inputs = inputs_of(manifest.interface)
+    inputs = inputs_for(manifest.interface, data)
     samples = invented(artifact) if data is None else read_data(data, inputs, how)
     checks = list(all_checks(artifact, manifest, first(samples, inputs, limit), as_json))
     passed = all(c.passed is not False for c in checks)

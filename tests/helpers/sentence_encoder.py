@@ -12,7 +12,7 @@ VOCABULARY, LONGEST, D, HEADS = 60, 48, 32, 4
 class Encoder(Spelled):
     """Layers of width `width`."""
 
-    def __init__(self, width: int = D, vocabulary: int = VOCABULARY, layers: int = 2) -> None:
+    def __init__(self, width: int = D, vocabulary: int = VOCABULARY, layers: int = 1) -> None:
         super().__init__()
         self.width, self.vocabulary, self.layers = width, vocabulary, layers
 
