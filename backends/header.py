@@ -63,7 +63,7 @@ _STATUS = """, or {guard}_OUT_OF_RANGE + 256 * i where
  * inputs[i] is the first that holds an integer outside of its interval LOW to HIGH: then nothing is computed, and outputs stay as they are. */
 #define {guard}_OUT_OF_RANGE {out_of_range}"""
 
-_C_TYPES = {"int8": "signed char", "uint8": "unsigned char", "bool": "unsigned char", "float32": "float"}
+_C_TYPES = {"int8": "signed char", "uint8": "unsigned char", "bool": "unsigned char", "int16": "short", "float32": "float"}
 """Of the types of numpy; others are called as in <stdint.h>."""
 
 _PARALLEL = """
@@ -146,7 +146,7 @@ def _tensor(interface: Interface, kind: str, index: int, tensor: Tensor) -> str:
 
 
 def _facts(tensor: Tensor) -> dict[str, str]:
-    facts = {"SIZE": f"{tensor.size} /* elements */", "RANK": str(len(tensor.shape))}
+    facts = {"TYPE": c_type(tensor.storage), "SIZE": f"{tensor.size} /* elements */", "RANK": str(len(tensor.shape))}
     if tensor.shape:
         facts["SHAPE"] = "{" + ", ".join(map(str, tensor.shape)) + "}"
     if tensor.bounded:

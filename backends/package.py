@@ -17,6 +17,7 @@ from qcompiler.runtime.errors import ArtifactError
 
 from .archive import archive
 from .atomic import replaced_folder
+from .embed import companions
 from .header import header
 from .image import Image, flatten
 from .link import link_library
@@ -110,6 +111,7 @@ def _files(artifact: Artifact) -> Iterator[tuple[str, bytes | bytearray]]:
     yield obj, artifact.obj
     yield library, archive(obj, artifact.obj, symbols, target.os)
     yield HEADER, header(interface, _platform(target), tool(), (obj, library)).encode("ascii")
+    yield from companions(interface, target.triple, target.os, tool(), library)
     if artifact.image is not None:
         yield IMAGE, artifact.image.data
     yield from artifact.extra.items()
