@@ -16,7 +16,15 @@ from qcompiler import QCompilerError, __version__
 
 DONE, CHECK_FAILED, WRONG_USE, UNSUPPORTED, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
 
-COMMANDS = {"compile": "compile", "eval": "evaluate", "verify": "verify", "bench": "bench", "inspect": "inspect", "targets": "targets"}
+COMMANDS = {
+    "compile": "compile",
+    "eval": "evaluate",
+    "verify": "verify",
+    "bench": "bench",
+    "inspect": "inspect",
+    "package": "package",
+    "targets": "targets",
+}
 """Name of each command -> its module, which is imported when the command is used."""
 
 INTRODUCTION = """Compile trained ONNX networks to integer-only programs.
@@ -28,6 +36,7 @@ qcompile eval build/MODEL --data ...     accuracy, beside the float network's
 qcompile verify build/MODEL              bit-exact? integer-only? whole?
 qcompile bench build/MODEL MODEL.onnx    latency beside ONNX Runtime
 qcompile inspect build/MODEL [VALUE]     layers, scales, memory, proofs
+qcompile package build/MODEL --wheel      install it without the compiler
 qcompile targets                         what can be compiled for
 
 Without a command, `compile` is meant; `qcompile compile --help` lists its options.
