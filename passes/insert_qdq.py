@@ -34,6 +34,8 @@ def fixed_quantization(v: Value) -> Quantization | None:
     match v.op:
         case Softmax(log=False):
             return SOFTMAX
+        case Cast() if v.inputs[0].type.dtype is DType.u8:
+            return Quantization.per_tensor(1.0, -128)
         case Cast() if not v.inputs[0].type.dtype.is_float:
             return Quantization.per_tensor(1.0)
     return None

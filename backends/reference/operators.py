@@ -143,8 +143,10 @@ def _add(op: integer.IntAdd, v: Value, a: Array, b: Array) -> Array:
 
 
 def _cast(op: integer.IntCast, v: Value, x: Array) -> Array:
-    bounds = np.iinfo(v.type.dtype.numpy)
-    return np.clip(x, bounds.min, bounds.max).astype(v.type.dtype.numpy)
+    assert op.type.quant is not None
+    bounds, zero_point = np.iinfo(v.type.dtype.numpy), op.type.quant.zero_point[0]
+    wide = x.astype(np.int16) if zero_point else x  # only u8 has one
+    return np.clip(wide + zero_point if zero_point else wide, bounds.min, bounds.max).astype(v.type.dtype.numpy)
 
 
 def _normalize(op: integer.IntNormalize, v: Value, x: Array, g: Array, b: Array) -> Array:

@@ -175,7 +175,9 @@ class IntAdd(Op):
 
 @dataclass(frozen=True)
 class IntCast(Op):
-    """Operand integers without quantization (a mask of i64, say) saturated to `type`, whose scale is 1 and zero point 0."""
+    """Operand integers without quantization (a mask of i64, say): sat8(x + zero point) of `type`, whose scale is 1.
+
+    The zero point is 0, or -128 where the operand is u8 (pixels): then nothing saturates."""
 
     type: TensorType
 

@@ -1,4 +1,4 @@
-"""`IntCast`: integers of any width, signed or not, saturated to int8."""
+"""`IntCast`: integers of any width, signed or not, saturated to int8; uint8 with zero point -128 is moved there by the sign bit."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class CastConfig:
     n: int
     step: int
     size: int
+    saturates: bool
+    """Whether some of the integers may be too great for int8."""
     signed: bool
     stored: int
     """What a byte of x is xor-ed with to be what it means."""
@@ -45,7 +47,11 @@ def plan_cast(run: Run, target: Target) -> Iterable[Launch]:
         shape, read, written = (*shape, 1), (*read, kind.numpy.itemsize), (*written, 1)
     signed = kind is not DType.bool and kind.numpy.kind == "i"
     rows, size = (shape[:-1], read[:-1], written[:-1], shape[-1], read[-1]), kind.numpy.itemsize
-    config = CastConfig(*rows, size, signed, stored_xor(x, target) if size == 1 else 0, stored_xor(y, target))
+    quant = run.step.producer.type.quant
+    assert quant is not None
+    offset = quant.zero_point[0] & 0xFF
+    xor = stored_xor(y, target) ^ offset
+    config = CastConfig(*rows, size, not offset, signed, stored_xor(x, target) if size == 1 else 0, xor)
     yield Launch(emit_cast, config, ("x", "y"), (x.argument, y.argument), run.step.result.name)
 
 
@@ -56,7 +62,8 @@ def emit_cast(k: Kernel, c: CastConfig) -> None:
         start = i * lanes
         first = start.minimum(c.n - lanes) if isinstance(start, Index) else start
         value = k.b.load((x + first * c.step).ir, align=1, typ=instrs.vector_type((lanes, 8 * c.size)))
-        octets = _saturated(k, k.b.xor(value, instrs.splat(value.type, c.stored)), c.signed)
+        number = k.b.xor(value, instrs.splat(value.type, c.stored))
+        octets = _saturated(k, number, c.signed) if c.saturates else number
         k.b.store(k.b.xor(octets, instrs.splat(octets.type, c.xor)), (y + first).ir, align=1)
 
 

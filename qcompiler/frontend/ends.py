@@ -1,0 +1,151 @@
+"""Camera bytes in, class out: what stands around a network becomes part of its graph, so that no float exists outside of the program either.
+
+    x = (scale * p - mean) / std        p: uint8 pixels, mean and std per channel; also from channels-last to channels-first
+    y = argmax(scores)                  along the last axis
+
+The nodes are put into the ONNX model before it is imported; everything behind (folding into the first convolution, quantization, proof) treats
+them as the network's own. A scale is folded always, a mean where the first convolution pads nothing: padding of zeros comes after
+the mean was subtracted, so there the affine map is a depthwise layer of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from qcompiler.errors import UsageError
+
+from .inputs import graph_inputs
+from .load import load_model
+
+TO_FIRST, TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
+NCHW, NHWC = "nchw", "nhwc"
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How pixels become what the network was trained on; one number, or one per channel. `layout` None: that of the network."""
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    scale: float = 1 / 255
+    layout: str | None = None
+
+
+def take_pixels(model: onnx.ModelProto | str, pixels: Pixels, shapes: dict[str, tuple[int, ...]] | None = None) -> onnx.ModelProto:
+    """`model` reading uint8 images instead of its one input of real numbers. UsageError where that is no image, or the numbers do not fit."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(load_model(model))
+    name, shape, inner = _image(proto, shapes or {})
+    _check(pixels, name, shape[1] if inner == NCHW else shape[3])
+    outer = pixels.layout or inner
+    permutation = None if outer == inner else TO_LAST if outer == NHWC else TO_FIRST
+    given = [shape[p] for p in permutation] if permutation else list(shape)
+    source = f"{name}.real"
+    _rename_uses(proto.graph, name, source)
+    nodes = _preprocessing(proto.graph, pixels, name, source, (outer, inner))
+    _prepend(proto.graph, nodes)
+    _declare(proto.graph, name, given)
+    return proto
+
+
+def name_classes(model: onnx.ModelProto | str) -> onnx.ModelProto:
+    """`model` with the index of its greatest score, along the last axis, in place of its first output; further outputs are dropped."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(load_model(model))
+    scores = proto.graph.output[0].name
+    result = f"{scores}.argmax"
+    proto.graph.node.append(helper.make_node("ArgMax", [scores], [result], name=result, axis=-1, keepdims=0))
+    del proto.graph.output[:]
+    proto.graph.output.append(helper.make_tensor_value_info(result, TensorProto.INT64, None))
+    return proto
+
+
+def as_pixels(data: NDArray[np.generic], model: onnx.ModelProto | str, pixels: Pixels) -> NDArray[np.uint8]:
+    """Images as `take_pixels` takes them: bytes as they are; real numbers that were preprocessed for the network, in its layout, undone."""
+    if data.dtype == np.uint8:
+        return np.asarray(data, np.uint8)
+    if data.dtype.kind != "f":
+        raise UsageError(f"expected images of uint8, or preprocessed ones of float32, found {data.dtype}")
+    _, _, inner = _image(load_model(model), {})
+    axis = (1, -1, 1, 1) if inner == NCHW else (1, 1, 1, -1)
+    mean, std = (np.array(n, np.float64).reshape(axis) for n in (pixels.mean, pixels.std))
+    found = np.clip(np.round((data * std + mean) / pixels.scale), 0, 255).astype(np.uint8)
+    if (pixels.layout or inner) == inner:
+        return found
+    return np.ascontiguousarray(found.transpose(TO_LAST if inner == NCHW else TO_FIRST))
+
+
+def _image(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> tuple[str, tuple[int, ...], str]:
+    """Name, shape and layout of the one input."""
+    inputs = graph_inputs(proto.graph, shapes)
+    if len(inputs) != 1:
+        raise UsageError(f"--input u8 is for networks with one image as input, found {', '.join(inputs)}")
+    ((name, type),) = inputs.items()
+    channels = (1, 3, 4)
+    if not type.dtype.is_float or type.rank != 4 or not (type.shape[1] in channels or type.shape[3] in channels):
+        raise UsageError(f"--input u8 is for images of 1, 3 or 4 channels, found '{name}' {type}")
+    return name, type.shape, NCHW if type.shape[1] in channels else NHWC
+
+
+def _check(pixels: Pixels, name: str, channels: int) -> None:
+    for option, values in (("--mean", pixels.mean), ("--std", pixels.std)):
+        if len(values) not in (1, channels):
+            raise UsageError(f"{option} has {len(values)} values, expected 1 or {channels}, one per channel of '{name}'")
+    if 0 in pixels.std or pixels.scale == 0:
+        raise UsageError("expected --std and --scale other than zero")
+    if pixels.layout not in (None, NCHW, NHWC):
+        raise UsageError(f"expected the layout nchw or nhwc, found {pixels.layout!r}")
+
+
+def _rename_uses(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for node in graph.node:
+        for i, operand in enumerate(node.input):
+            if operand == old:
+                node.input[i] = new
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _rename_uses(inner, old, new)
+    for output in graph.output:
+        if output.name == old:
+            raise UsageError(f"the network hands out its input '{old}' unchanged; --input u8 cannot")
+
+
+def _preprocessing(graph: onnx.GraphProto, pixels: Pixels, name: str, result: str, layouts: tuple[str, str]) -> list[onnx.NodeProto]:
+    """Nodes from the pixels `name` to the real numbers `result`: p * (scale / std) + (-mean / std), channels last."""
+    mean, std = (np.array(n, np.float64) for n in (pixels.mean, pixels.std))
+    outer, inner = layouts
+    steps: list[tuple[str, list[str], dict[str, Sequence[int] | int]]] = [("Cast", [], {"to": TensorProto.FLOAT})]
+    if outer == NCHW:
+        steps.append(("Transpose", [], {"perm": TO_LAST}))
+    steps.append(("Mul", [_constant(graph, f"{name}.scale", pixels.scale / std)], {}))
+    if mean.any():
+        steps.append(("Add", [_constant(graph, f"{name}.shift", -mean / std)], {}))
+    if inner == NCHW:
+        steps.append(("Transpose", [], {"perm": TO_FIRST}))
+    names = [name, *(f"{name}.{operator.lower()}{n}" for n, (operator, _, _) in enumerate(steps[:-1])), result]
+    return [
+        helper.make_node(operator, [before, *more], [after], name=after, **attributes)
+        for (operator, more, attributes), before, after in zip(steps, names, names[1:])
+    ]
+
+
+def _constant(graph: onnx.GraphProto, name: str, data: NDArray[np.float64]) -> str:
+    graph.initializer.append(numpy_helper.from_array(data.astype(np.float32), name))
+    return name
+
+
+def _prepend(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    behind = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *behind])
+
+
+def _declare(graph: onnx.GraphProto, name: str, shape: list[int]) -> None:
+    (info,) = (i for i in graph.input if i.name == name)
+    info.CopyFrom(helper.make_tensor_value_info(name, TensorProto.UINT8, shape))
