@@ -26,6 +26,7 @@ from .equalize_attention import equalize_attention
 from .insert_qdq import insert_qdq, share
 from .legalize import legalize
 from .lower import lower_to_integers
+from .precision.plan import Plan
 from .prove_ranges import Bound, prove_ranges
 from .relax_clips import relax_clips
 from .reparameterize import reparameterize
@@ -61,6 +62,8 @@ class Options:
     """7: convolution weights in [-63, 63]. On CPUs whose dot product goes through 16-bit sums (AVX2 without VNNI, plain NEON) that is faster."""
     activation_bits: int = 8
     """Of what dot products read; see `widths`."""
+    plan: Plan | None = None
+    """Bits layer by layer, instead of the two above."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ def quantize_lengths(
 
 def _replayed(graph: Graph, first: Graph, shown: Mapping[Value, Statistics], even: Graph, seen: Observed, options: Options) -> Quantized:
     """`graph` quantized as another form of the same network was: `shown` of `first`, `seen` of `even`."""
+    if options.plan is not None:
+        options.plan.check(even)
     declined = Declined()
     simple = legal(graph, declined)
     simple = evened(simple, transferred(shown, first, simple, storage_points(simple)), options, declined)
@@ -135,7 +140,7 @@ class Observed:
 def observed(graph: Graph, preview: Batches, batches: Batches, options: Options, progress: Callable[[int], None] | None) -> Observed:
     """What `batches` say of the canonical `graph`, the first of them being `preview`."""
     statistics = calibrate(graph, batches, storage_points(graph), progress)
-    quantization = choose_all(graph, statistics, options.method, options.activation_bits)
+    quantization = choose_all(graph, statistics, options.method, options.activation_bits, options.plan)
     means = _means(graph, statistics) if options.correct_bias else None
     looked_at = list(islice((s for batch in preview for s in samples(graph, batch)), PREVIEW_SAMPLES))
     return Observed(quantization, means, covariances(graph, looked_at) if options.second_order else None)
@@ -143,7 +148,8 @@ def observed(graph: Graph, preview: Batches, batches: Batches, options: Options,
 
 def quantized(graph: Graph, seen: Observed, options: Options, declined: Declined) -> Quantized:
     """The stages behind calibration."""
-    insert = partial(insert_qdq, graph, seen.quantization, seen.means, covariances=seen.covariances, widths=weight_widths(graph, options.weight_bits))
+    widths = weight_widths(graph, options.weight_bits, options.plan)
+    insert = partial(insert_qdq, graph, seen.quantization, seen.means, covariances=seen.covariances, widths=widths)
     qdq = verify(watched("insert_qdq", insert(declined)), Stage.qdq)
     integer = verify(watched("lower", lower_to_integers(qdq)), Stage.integer)
     return Quantized(graph, qdq, integer, prove_ranges(integer), declined, insert)
@@ -160,13 +166,15 @@ def evened(graph: Graph, shown: Mapping[Value, Statistics], options: Options, de
     return graph
 
 
-def choose_all(graph: Graph, statistics: Mapping[Value, Statistics], method: Method, bits: int = 8) -> dict[Value, Quantization]:
+def choose_all(
+    graph: Graph, statistics: Mapping[Value, Statistics], method: Method, bits: int = 8, plan: Plan | None = None
+) -> dict[Value, Quantization]:
     """The quantization of every stored value, equal where values share one.
 
     Outputs of the network are not clipped but given a margin: where the greatest of them saturate, answers tie.
     """
-    wide = wide_values(graph) if any(isinstance(v.op, Normalize) for v in graph.order) else frozenset[Value]()
-    widths = activation_widths(graph, bits) | dict.fromkeys(wide, 16)
+    wide = wide_values(graph)
+    widths = activation_widths(graph, bits, plan) | dict.fromkeys(wide, 16)
     chosen = {v: _choice(graph, v, s, method, widths[v]) for v, s in statistics.items()}
     return share(graph, chosen, streams(graph, wide))
 

@@ -4,6 +4,8 @@ What dot products multiply has the width that was asked for: weights of convolut
 or attention read, also by way of data movement. All else (operands of tables and additions) keeps 8 bits, residual streams 16.
 Below 7 bits the first and the last layer keep 8: pixels have 8 bits, and nothing averages out errors of the answer (as in all of the
 literature, for instance Li et al. 2023, RepQ-ViT, section 4.1). Narrow integers are stored one to a byte.
+
+A plan (`precision/plan.py`) says it layer by layer instead, the ends included.
 """
 
 from __future__ import annotations
@@ -12,21 +14,27 @@ from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.ops import Conv, Input, MatMul
 from qcompiler.ir.sequence import Attention
 
+from .precision.plan import Plan
 from .storage_points import is_movement, storage_points
 
 NARROW = 6
 """From this width down, first and last layers keep 8 bits."""
 
 
-def weight_widths(graph: Graph, bits: int) -> dict[Value, int]:
+def weight_widths(graph: Graph, bits: int, plan: Plan | None = None) -> dict[Value, int]:
     """Bits of the weights of every convolution."""
     convs = [v for v in graph.order if isinstance(v.op, Conv)]
+    if plan is not None:
+        return {v: plan.of(v).weights for v in convs}
     ends = _first_and_last(graph) if bits <= NARROW else set()
     return {v: 8 if v in ends else bits for v in convs}
 
 
-def activation_widths(graph: Graph, bits: int) -> dict[Value, int]:
+def activation_widths(graph: Graph, bits: int, plan: Plan | None = None) -> dict[Value, int]:
     """Bits of every stored activation, before 16-bit ones are chosen."""
+    if plan is not None:
+        asked = _asked(graph, plan)
+        return {v: asked.get(v, 8) for v in storage_points(graph)}
     ends = _first_and_last(graph) if bits <= NARROW else set()
     multiplied = _multiplied(graph, ends)
     return {v: bits if v in multiplied else 8 for v in storage_points(graph)}
@@ -41,6 +49,19 @@ def _multiplied(graph: Graph, ends: set[Value]) -> set[Value]:
             if read or (v in found and is_movement(v) and n == 0):
                 found.add(i)
     return found
+
+
+def _asked(graph: Graph, plan: Plan) -> dict[Value, int]:
+    """The most bits that dot products ask of what they read, through movement."""
+    asked = dict[Value, int]()
+    for v in reversed(graph.order):
+        for n, i in enumerate(v.inputs):
+            wanted = plan.of(v).activations if isinstance(v.op, (MatMul, Attention)) or (isinstance(v.op, Conv) and n == 0) else 0
+            if n == 0 and v in asked and is_movement(v):
+                wanted = max(wanted, asked[v])
+            if wanted:
+                asked[i] = max(asked.get(i, 0), wanted)
+    return asked
 
 
 def _first_and_last(graph: Graph) -> set[Value]:

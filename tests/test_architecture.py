@@ -18,7 +18,8 @@ LINKED = ("passes", "backends", "runtime")
 # A part may import those of its own rank and below.
 RANK = {"errors": 0, "ir": 1, "numerics": 1, "runtime": 2, "frontend": 2, "passes": 2, "backends": 3, "report": 4, "profile": 4, "api": 4, "cli": 5}
 
-DEPENDENCIES = {"PIL", "capstone", "click", "elftools", "google", "llvmlite", "networkx", "numpy", "onnx", "onnxruntime", "rich", "scipy", "unicorn"}
+DEPENDENCIES = {"PIL", "capstone", "click", "elftools", "google", "llvmlite", "networkx", "numpy", "onnx", "onnxruntime", "rich", "scipy"}
+DEPENDENCIES |= {"tomli", "unicorn"}
 OPTIONAL = {"nncf", "openvino", "torch"}  # extras: imported inside the function that needs them
 
 
