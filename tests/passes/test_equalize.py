@@ -7,7 +7,7 @@ from float_graphs import Build, assert_same, graph_of
 from qcompiler.ir.graph import Declined, Graph
 from qcompiler.ir.interpret import evaluate
 from qcompiler.ir.ops import AveragePool, Concat, Conv, MaxPool, Pad, Slice
-from qcompiler.ir.pointwise import Add, Clip, LeakyRelu, Sigmoid
+from qcompiler.ir.pointwise import Add, Clip, LeakyRelu, Mul, Sigmoid
 from qcompiler.passes.calibrate.statistics import observe
 from qcompiler.passes.equalize import BOUND, channel_classes, class_scales, equalize
 from qcompiler.passes.storage_points import storage_points
@@ -92,3 +92,26 @@ def test_inputs_and_outputs_keep_their_scale():
     first = spread(b, b.conv(b.input(1, 4, 4, 4), 4))
     graph = graph_of(b.conv(first, 4), first)
     assert equalize(graph, measured(graph)) is graph
+
+
+@pytest.mark.parametrize("swapped", [True, False])
+def test_the_linear_factor_of_a_gate_takes_the_scale(swapped):
+    """(s u) silu(g) = s (u silu(g)): SwiGLU."""
+    b = Build()
+    x = b.input(1, 6, 6, 4)
+    up, gate = spread(b, b.conv(x, 8)), b.op(Sigmoid(), b.conv(x, 8))
+    product = b.op(Mul(), *((gate, up) if swapped else (up, gate)))
+    graph = graph_of(b.conv(product, 5))
+    after = equalize(graph, measured(graph))
+    assert_same(graph, after)
+    assert unevenness(after, Mul) < 0.7 * unevenness(graph, Mul)
+    kept = [v for v in after.order if isinstance(v.op, Sigmoid)]
+    assert kept == [gate], "what the table computes does not change"
+
+
+def test_a_square_and_a_constant_factor_take_no_scale():
+    b = Build()
+    first = spread(b, b.conv(b.input(1, 4, 4, 3), 4))
+    for product in (b.op(Mul(), first, first), b.op(Mul(), first, b.const(4))):
+        graph = graph_of(b.conv(product, 4))
+        assert equalize(graph, measured(graph)) is graph
