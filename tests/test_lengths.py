@@ -19,9 +19,10 @@ from qcompiler.api import Program, compile
 from qcompiler.errors import UnsupportedModel, UsageError
 from qcompiler.frontend.lengths import each_form, form_names, import_forms, ordered_forms
 from qcompiler.ir.graph import Graph, Value, apply
+from qcompiler.ir.integer import IntRotate
 from qcompiler.ir.ops import Input
 from qcompiler.ir.pointwise import Tanh
-from qcompiler.ir.types import float_type
+from qcompiler.ir.types import DType, float_type
 from qcompiler.passes.pipeline import Options
 from qcompiler.passes.transfer import transferred
 from qcompiler.runtime import InputError, damaged_files, read_manifest
@@ -111,6 +112,24 @@ def test_all_entries_are_certified(target: str) -> None:
         assert certificate.ok
         assert certificate.entry == ", ".join(f"model_{n}{suffix}" for n in (33, 16, 8))
         assert {f"model_{n}{suffix}" for n in LENGTHS} <= set(certificate.functions)
+
+
+@pytest.mark.parametrize("target", ["host", "arm64"])
+def test_what_depends_on_the_length_is_of_each(target: str) -> None:
+    """Rotary angles, held in 16 bits up to the rotation, and a causal mask: what comes later changes nothing before."""
+    batches = [{"ids": s["ids"]} for s in sentences(24)]
+    model = compile(Encoder().decoder(), target, batches, shapes={"ids": [(1, 10), (1, 24)]})
+    for graph in model.model.integer_graphs:
+        rotations = [v for v in graph.order if isinstance(v.op, IntRotate)]
+        assert [v.inputs[0].type.dtype for v in rotations] == [DType.i16, DType.i16]
+    tokens = np.random.default_rng(2).integers(0, 60, (1, 24))
+    short, long = ({"ids": tokens[:, :n]} for n in (10, 24))
+    for feeds in (short, long):
+        for name, value in model.reference(feeds).items():
+            np.testing.assert_array_equal(model.run(feeds)[name], value)
+    ((early,), (late,)) = (model.run(feeds).values() for feeds in (short, long))
+    np.testing.assert_array_equal(late[:, :10], early)
+    assert (late[:, 10:] != late[:, :1]).any()
 
 
 # --- the artifact --------------------------------------------------------------------------------------------------------

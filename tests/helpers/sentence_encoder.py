@@ -54,6 +54,34 @@ class Encoder(Spelled):
         first = self.op("Gather", x, np.array(0), axis=1)
         return self.named(self.op("Identity", x), "hidden", self.op("Tanh", self.projected(first, self.width, 8)), "pooled")
 
+    def cut(self, table: np.ndarray, ids: str, *axes: int) -> str:
+        """The first L along `axes`, L the number of tokens."""
+        length = self.op("Gather", self.op("Shape", ids), np.array([1] * len(axes)), axis=0)
+        return self.op("Slice", table, np.zeros(len(axes), np.int64), length, np.array(axes))
+
+    def turned(self, x: str, ids: str) -> str:
+        """Rotary embedding of x [1,H,L,d]: halves change places."""
+        half = self.width // HEADS // 2
+        angles = np.arange(LONGEST)[:, None] / 10 ** (np.arange(2 * half) % half / half)
+        cos, sin = (self.cut(f(angles).astype(np.float32), ids, 0) for f in (np.cos, np.sin))
+        first, second = self.op("Split", x, np.array([half, half]), outputs=2, axis=-1)
+        other = self.op("Concat", self.op("Neg", second), first, axis=-1)
+        return self.op("Add", self.op("Mul", x, cos), self.op("Mul", other, sin))
+
+    def decoder(self) -> onnx.ModelProto:
+        """A causal language model with rotary embeddings: ids to logits."""
+        d, ids = self.width, self.input(1, "L", name="ids", dtype=np.int64)
+        x = self.op("Gather", self.rng.normal(size=(self.vocabulary, d)).astype(np.float32), ids)
+        hidden = self.cut(np.triu(np.full((LONGEST, LONGEST), -1e9, np.float32), 1), ids, 0, 1)
+        for _ in range(self.layers):
+            y = self.normalized(x)
+            q, k, v = (self.split(self.op("MatMul", y, self.normal(d, d)), [0, 2, 1, 3]) for _ in range(3))
+            products = self.op("MatMul", self.turned(q, ids), self.op("Transpose", self.turned(k, ids), perm=[0, 1, 3, 2]))
+            scores = self.op("Add", self.op("Div", products, np.float32((d // HEADS) ** 0.5)), hidden)
+            seen = self.op("Transpose", self.op("MatMul", self.op("Softmax", scores, axis=-1), v), perm=[0, 2, 1, 3])
+            x = self.op("Add", x, self.op("MatMul", self.reshape(seen, 1, -1, d), self.normal(d, d)))
+        return self.model(self.op("MatMul", self.normalized(x), self.normal(d, self.vocabulary)))
+
     def named(self, x: str, x_name: str, y: str, y_name: str) -> onnx.ModelProto:
         for node in self.nodes:
             node.output[:] = [{x: x_name, y: y_name}.get(o, o) for o in node.output]
