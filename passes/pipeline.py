@@ -29,7 +29,7 @@ from .lower import lower_to_integers
 from .precision.plan import Plan
 from .prove_ranges import Bound, prove_ranges
 from .relax_clips import relax_clips
-from .reparameterize import reparameterize
+from .reparameterize import NOT_REPARAMETERIZED, reparameterize
 from .simplify import simplify
 from .split_normalizations import split_normalizations
 from .storage_points import storage_points
@@ -76,6 +76,12 @@ class Quantized:
     bounds: Mapping[Value, Bound]
     declined: Declined = field(repr=False)
     _insert: Callable[..., Graph] = field(repr=False)
+
+    @property
+    def reparameterized(self) -> tuple[str, ...]:
+        """The names of the normalizations whose channels were evened; `declined` holds a reason for each of the others."""
+        left = {name for name, reason in self.declined.reasons if reason.startswith(NOT_REPARAMETERIZED)}
+        return tuple(v.name for v in self.float_graph.order if isinstance(v.op, Normalize) and v.name not in left)
 
     @cached_property
     def exchange_graph(self) -> Graph:
@@ -163,6 +169,9 @@ def evened(graph: Graph, shown: Mapping[Value, Statistics], options: Options, de
     if options.reparameterize:
         graph = watched("reparameterize", reparameterize(graph, by_name(graph, shown), declined), Stage.float)
         graph = watched("equalize_attention", equalize_attention(graph, by_name(graph, shown), declined), Stage.float)
+    else:
+        for v in (v for v in graph.order if isinstance(v.op, Normalize)):
+            declined(v, f"{NOT_REPARAMETERIZED}: the method is plain")
     return graph
 
 

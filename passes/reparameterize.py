@@ -31,6 +31,7 @@ from .calibrate.statistics import Statistics
 from .constants import Floats, floats, same_dtype
 
 LEVELS = 255
+NOT_REPARAMETERIZED = "is not reparameterized"
 BOUND = 32.0
 """r stays within 1 / BOUND and BOUND."""
 
@@ -50,7 +51,7 @@ def reparameterize(graph: Graph, statistics: Mapping[Value, Statistics], decline
     for v in graph.order:
         if isinstance(v.op, Normalize) and v in statistics:
             if (why := why_not(graph, v)) is not None:
-                reasons(v, f"is not reparameterized: {why}")
+                reasons(v, f"{NOT_REPARAMETERIZED}: {why}")
             else:
                 found[v] = from_ranges(statistics[v], strength)
     return applied(graph, found) if found else graph

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from os import PathLike
@@ -30,6 +30,7 @@ from .passes.index_ranges import out_of_range
 from .passes.partition import Step, partition
 from .passes.pipeline import Options, Quantized, quantize_lengths
 from .passes.watch import dump
+from .precision import bits_of
 from .profile import Profile, profile
 from .report import Feeds, Report, build_report
 from .runtime.artifact import Interface
@@ -53,6 +54,7 @@ def compile(
     *,
     shapes: Shapes | None = None,
     options: Options = DEFAULTS,
+    precision: str | None = None,
     os: str | None = None,
     name: str = "model",
     progress: Callable[[int], None] | None = None,
@@ -61,12 +63,13 @@ def compile(
 
     `calibration` yields ``{input name: array}`` with one sample or a leading batch of them; without it, synthetic inputs are
     used, and accuracy is whatever they are worth. `shapes` fixes free dimensions by input name; of a list of shapes for a name, each
-    becomes an entry of its own of the one program, and calibration data has the largest. `os` chooses the object
+    becomes an entry of its own of the one program, and calibration data has the largest. `precision` is a name such as "w4a8" for the bits of
+    weights (2 to 8) and of what they multiply (4 to 8), instead of those of `options`. `os` chooses the object
     format (None: that of the target), `name` prefixes the C symbols, and `progress` hears how many calibration samples have been seen.
 
     Raises UsageError, ModelError, UnsupportedModel or ProofError, all of them QCompilerError.
     """
-    return build(quantize_model(model, calibration, shapes=shapes, options=options, progress=progress), target, os=os, name=name)
+    return build(quantize_model(model, calibration, shapes=shapes, options=options, precision=precision, progress=progress), target, os=os, name=name)
 
 
 def quantize_model(
@@ -75,9 +78,13 @@ def quantize_model(
     *,
     shapes: Shapes | None = None,
     options: Options = DEFAULTS,
+    precision: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> QuantizedModel:
     """The part of `compile` that is the same for all targets."""
+    if precision is not None:
+        weights, activations = bits_of(precision)
+        options = replace(options, weight_bits=weights, activation_bits=activations)
     forms = import_forms(model, shapes)
     kept = _Kept(calibration if calibration is not None else synthetic_batches(forms[0], SYNTHETIC_SAMPLES))
     source = None if isinstance(model, onnx.ModelProto) else str(Path(model).resolve())

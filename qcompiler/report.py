@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from .backends import reference
 from .ir.graph import Graph, Value
-from .ir.integer import IntAttention, IntConv, IntMatMul
+from .ir.integer import IntAttention, IntConv, IntMatMul, IntRotate
 from .ir.interpret import evaluate
-from .ir.ops import Const
+from .ir.ops import Const, Dequantize
 from .passes.partition import Step
 from .passes.pipeline import Quantized
-from .passes.prove_ranges import Bound
+from .passes.storage_points import MOVEMENT
 
 Feeds = Mapping[str, NDArray[np.generic]]
 
@@ -24,8 +24,9 @@ Feeds = Mapping[str, NDArray[np.generic]]
 @dataclass(frozen=True)
 class Layer:
     """One kernel of the program. `fused` are the operators in its epilogue; `bound` is proven for every partial sum of its
-    accumulators (below 2^31); `sqnr` is the signal to quantization noise ratio in dB against the float network, on the
-    samples that the compiler looked at (None: not measured, or without noise)."""
+    accumulators (below 2^31); `weight_bits` and `operand_bits` are those of what it multiplies (narrow activations are stored one to a
+    byte), `levels` the number of integers in a codebook, `wide` says why the result has 16 bits; `sqnr` is the signal to quantization
+    noise ratio in dB against the float network, on the samples that the compiler looked at (None: not measured, or without noise)."""
 
     name: str
     operator: str
@@ -39,6 +40,10 @@ class Layer:
     sqnr: float | None
     weight_bytes: int
     macs: int
+    weight_bits: int | None = None
+    operand_bits: int | None = None
+    levels: int | None = None
+    wide: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Report:
     declined: tuple[tuple[str, str], ...]
     source: str | None = None
     """The file of the float network, where it was one."""
+    reparameterized: tuple[str, ...] = ()
+    """Normalizations whose channels were evened; of the others `declined` says why not."""
 
     @property
     def macs(self) -> int:
@@ -68,11 +75,12 @@ class Report:
 def build_report(quantized: Quantized, steps: Sequence[Step], samples: Sequence[Feeds] = (), source: str | None = None) -> Report:
     """The report of a program whose kernels are `steps`; errors are measured on `samples` (none: not measured)."""
     noise = signal_to_noise(quantized.float_graph, quantized.integer_graph, [s.result for s in steps], samples)
-    layers = tuple(_layer(s, quantized.bounds, noise.get(s.result)) for s in steps)
-    return Report(layers, tuple(quantized.declined.reasons), source)
+    layers = tuple(_layer(s, quantized, noise.get(s.result)) for s in steps)
+    return Report(layers, tuple(quantized.declined.reasons), source, quantized.reparameterized)
 
 
-def _layer(step: Step, bounds: Mapping[Value, Bound], noise: float | None) -> Layer:
+def _layer(step: Step, quantized: Quantized, noise: float | None) -> Layer:
+    bounds = quantized.bounds
     result, quant = step.result, step.result.type.quant
     reach = max((bounds[v].reach for v in step.values if v in bounds), default=None)
     return Layer(
@@ -88,7 +96,36 @@ def _layer(step: Step, bounds: Mapping[Value, Bound], noise: float | None) -> La
         sqnr=noise,
         weight_bytes=sum(i.type.nbytes for v in step.values for i in v.inputs if isinstance(i.op, Const)),
         macs=macs(step.producer),
+        weight_bits=_bits(step.producer.inputs[1:2]) if isinstance(step.producer.op, IntConv) else None,
+        operand_bits=_bits(multiplied(step.producer)),
+        levels=None if quant is None or quant.levels is None else len(quant.levels),
+        wide=why_wide(quantized.integer_graph, result),
     )
+
+
+def _bits(values: Sequence[Value]) -> int | None:
+    """The fewest bits of information in any of `values`: 16 levels are 4."""
+    quants = [v.type.quant for v in values if v.type.quant is not None]
+    return min((q.bits if q.levels is None else (len(q.levels) - 1).bit_length() for q in quants), default=None)
+
+
+def multiplied(v: Value) -> Sequence[Value]:
+    """The activations whose products `v` sums."""
+    count = {IntConv: 1, IntMatMul: 2, IntAttention: 3}.get(type(v.op), 0)
+    return v.inputs[:count]
+
+
+def why_wide(graph: Graph, v: Value) -> str | None:
+    """Why `v` has 16 bits, where it has."""
+    if v.type.quant is None or v.type.quant.bits <= 8:
+        return None
+    readers = graph.uses[v]
+    if v in graph.outputs or any(u in graph.outputs for u in readers if isinstance(u.op, Dequantize)):
+        return "output of the network"
+    if any(isinstance(u.op, IntRotate) for u in readers):
+        return "read by a rotary embedding"
+    moved = next((u for u in readers if isinstance(u.op, MOVEMENT)), None)
+    return "residual stream" if moved is None else why_wide(graph, moved)
 
 
 def describe(v: Value) -> str:

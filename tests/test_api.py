@@ -11,6 +11,9 @@ from onnx import TensorProto, helper
 
 import qcompiler
 from qcompiler.api import build, quantize_model
+from qcompiler.errors import UsageError
+from qcompiler.ir.integer import IntConv
+from qcompiler.ir.ops import const_data
 
 MODEL = Path(__file__).parents[1] / "models" / "digits_dwconv.onnx"
 
@@ -30,3 +33,25 @@ def test_the_target_names_its_system() -> None:
     model = quantize_model(MODEL)
     assert build(model, "arm64@macos").target.os == "macos"
     assert build(model, "arm64@macos", os="linux").target.os == "linux"
+
+
+@pytest.mark.parametrize(("precision", "weights", "greatest"), [("w4a8", 4, 7), ("w2a8", 2, 1), (None, 8, 127)])
+def test_precision_by_name(precision: str | None, weights: int, greatest: int) -> None:
+    model = quantize_model(MODEL, precision=precision)
+    convs = [v for v in model.graphs.integer_graph.order if isinstance(v.op, IntConv)][1:-1]
+    assert {layer.weight_bits for layer in model.report.layers if layer.weight_bits} == {weights, 8}
+    assert {int(np.abs(const_data(v.inputs[1]).astype(int)).max()) for v in convs} == {greatest}
+
+
+def test_precisions_that_there_are_none_of() -> None:
+    with pytest.raises(UsageError, match="expected a precision such as w8a8"):
+        qcompiler.compile(MODEL, precision="w16a8")
+
+
+def test_answers_have_16_bits() -> None:
+    model = quantize_model(MODEL)
+    program = build(model)
+    feeds = {t.name: np.zeros(t.shape, np.int8) for t in program.interface.inputs}
+    (logits,) = program.run_integer(feeds).values()
+    assert logits.dtype == np.int16
+    assert {layer.wide for layer in model.report.layers} == {None, "output of the network"}

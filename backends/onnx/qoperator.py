@@ -73,7 +73,8 @@ def _quantized_operands(x: Value) -> tuple[Value, ...]:
 
 def _stored_alike(q: Value, op: ops.Op, result: Value) -> Value:
     """An int8 constant as uint8 where the result is uint8, for operators that want one type: the same numbers."""
-    if not isinstance(q.op, ops.Const) or not isinstance(op, (pw.Add, pw.Mul, ops.Concat)) or (q.type.dtype, result.type.dtype) != (DType.i8, DType.u8):
+    differs = (q.type.dtype, result.type.dtype) == (DType.i8, DType.u8)
+    if not (differs and isinstance(q.op, ops.Const) and isinstance(op, (pw.Add, pw.Mul, ops.Concat))):
         return q
     quant = replace(_quant(q), zero_point=tuple(z + 128 for z in _quant(q).zero_point))
     return ops.constant((q.op.data.astype(np.int16) + 128).astype(np.uint8), q.name, replace(q.type, dtype=DType.u8, quant=quant))

@@ -125,6 +125,8 @@ def show_whole(facts: dict[str, Any]) -> None:
     if len(facts["entries"]) > 1:
         say(f"Compiled for {len(facts['entries'])} shapes: {', '.join(facts['entries'])}; told of the first")
     show_layers(facts["report"].get("layers", []))
+    if evened := facts["report"].get("reparameterized"):
+        say(f"Reparameterized, channel by channel: {len(evened)} normalizations ({', '.join(evened)})")
     declined = facts["report"].get("declined", [])
     if declined:
         show_table("Not done, and why", ["value", "reason"], declined)
@@ -142,13 +144,23 @@ def show_ends(facts: dict[str, Any]) -> None:
 
 def show_layers(layers: list[dict[str, Any]]) -> None:
     """One row per kernel."""
-    columns = ["layer", "operator", "fused", "shape", ">scale", ">zero", ">headroom bits", ">SQNR dB", ">weights", ">MACs"]
+    columns = ["layer", "operator", "fused", "shape", "bits", ">scale", ">zero", ">headroom bits", ">SQNR dB", ">weights", ">MACs"]
     rows = [
-        (r["name"], r["operator"], " ".join(r["fused"]), "x".join(map(str, r["shape"])), r["scale"], r["zero_point"], r["headroom_bits"], r["sqnr"])
-        + (size(r["weight_bytes"]), r["macs"])
+        (r["name"], r["operator"], " ".join(r["fused"]), "x".join(map(str, r["shape"])), widths(r))
+        + (r["scale"], r["zero_point"], r["headroom_bits"], r["sqnr"], size(r["weight_bytes"]), r["macs"])
         for r in layers
     ]
     show_table("Layers", columns, rows)
+
+
+def widths(row: dict[str, Any]) -> str:
+    """Bits of what a layer multiplies, and what its result has besides 8 bits: "w4 a4", "codebook of 16 levels", "16: residual stream"."""
+    products = [f"{letter}{row[name]}" for letter, name in (("w", "weight_bits"), ("a", "operand_bits")) if row.get(name) is not None]
+    narrow = " (stored in 8 bits)" if (row.get("operand_bits") or 8) < 8 else ""
+    notes = [" ".join(products) + narrow] if products else []
+    notes += [f"codebook of {row['levels']} levels"] if row.get("levels") else []
+    notes += [f"{row['bits']}: {row['wide']}"] if row.get("wide") else []
+    return ", ".join(notes)
 
 
 def show_one(facts: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from . import sequence as _sequence  # noqa: F401 - registers its operators with
 from .operators import emit
 from .writer import IR_VERSION, Perm, Writer, identity, layout_free, onnx_dtype
 
+
 @dataclass(frozen=True)
 class Exported:
     """An ONNX model, and under which name and in which axis order it holds values of the IR graph.
