@@ -6,7 +6,7 @@ A 16-bit lane (a cell) of a group holds the sum of two products. For all activat
     unsigned form, (x + 128) * w:                                sum of positive w <= 128, of negative w >= -128    128 * 255 < 2^15
 
 and so do all partial sums. K may be walked in any order, so groups are paired, heavy with light, for as many legal chains as can be
-found; what finds no partner runs alone. Each block of channels has its own order.
+found; pairs are paired again, up to `MOST_LINKS` groups; what finds no partner stays as it is. Each block of channels has its own order.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ INT16_MAX = (1 << 15) - 1
 SIGNED_LIMIT, UNSIGNED_LIMIT = 255, 128
 ROUNDS = 24
 """Attempts to find partners for those that are left."""
+MOST_LINKS = 8
+"""Groups of a chain: beyond, widening costs next to nothing."""
+LINKS = (8, 4, 2, 1)
+WORTHWHILE = 0.25
+"""The part of all groups from which on chains of four and eight get code of their own."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +72,36 @@ class ChainPlan:
 
 def plan_chains(w: Array, dot: Chained) -> ChainPlan:
     """Chains for `w` [blocks, lanes, groups, 4]."""
-    forms = tuple(Form(signed, links) for signed in ((False, True) if dot.unsigned else (True,)) for links in (2, 1))
-    blocks = [_plan_block(block, dot) for block in w]
+    forms = tuple(Form(signed, links) for signed in ((False, True) if dot.unsigned else (True,)) for links in LINKS)
+    blocks = _without_rare([_plan_block(block, dot) for block in w])
     counts = np.array([[len(chains) for chains in found] for found in blocks]).reshape(len(w), -1)
     order = np.array([np.concatenate([c.ravel() for c in found]) for found in blocks]).reshape(len(w), -1)
     used = np.asarray(counts.any(0))
     return ChainPlan(tuple(f for f, u in zip(forms, used.tolist()) if u), counts[:, used], order)
 
 
+def _without_rare(blocks: list[list[NDArray[np.int64]]]) -> list[list[NDArray[np.int64]]]:
+    """Chains [n, links] of each form, by block; those of lengths that few groups are in are cut into halves."""
+    found, groups = [list(b) for b in blocks], sum(c.size for b in blocks for c in b)
+    for n in range(len(found[0]) if found else 0):
+        chains = [b[n] for b in found]
+        links = chains[0].shape[1]
+        if links > 2 and sum(c.size for c in chains) < WORTHWHILE * groups:
+            for b, c in zip(found, chains):
+                b[n], b[n + 1] = c[:0], _sorted(np.concatenate([c.reshape(-1, links // 2), b[n + 1]]))
+    return found
+
+
 def _plan_block(w: Array, dot: Chained) -> list[NDArray[np.int64]]:
     """Chains [n, links] of each form."""
     groups = np.arange(w.shape[1])
     if not dot.unsigned:
-        return _paired(loads(w, dot, signed=True), groups, SIGNED_LIMIT)
+        return _joined(loads(w, dot, signed=True), groups, SIGNED_LIMIT)
     halves = loads(w, dot, signed=False)
     alone = halves.max(1) <= UNSIGNED_LIMIT
     return [
-        *_paired(halves[alone], groups[alone], UNSIGNED_LIMIT),
-        *_paired(loads(w, dot, signed=True)[~alone], groups[~alone], SIGNED_LIMIT),
+        *_joined(halves[alone], groups[alone], UNSIGNED_LIMIT),
+        *_joined(loads(w, dot, signed=True)[~alone], groups[~alone], SIGNED_LIMIT),
     ]
 
 
@@ -113,8 +130,23 @@ def loads(w: Array, dot: Chained, signed: bool) -> Array:
     return np.ascontiguousarray(np.concatenate(cells).T)
 
 
-def _paired(load: Array, groups: NDArray[np.int64], limit: int) -> list[NDArray[np.int64]]:
-    """[pairs [n, 2], those that are left [m, 1]] of `groups`, each in ascending order."""
+def _joined(load: Array, groups: NDArray[np.int64], limit: int) -> list[NDArray[np.int64]]:
+    """Chains [n, links] of `groups`, for each of `LINKS`, in ascending order."""
+    chains, found = groups[:, None], list[NDArray[np.int64]]()
+    while chains.shape[1] < MOST_LINKS:
+        first, second, left = _partners(load, limit)
+        found.append(_sorted(chains[left]))
+        chains, load = np.concatenate([chains[first], chains[second]], 1), load[first] + load[second]
+    return [_sorted(chains), *found[::-1]]
+
+
+def _sorted(chains: NDArray[np.int64]) -> NDArray[np.int64]:
+    inside = np.sort(chains, axis=1)
+    return inside[np.argsort(inside[:, 0])]
+
+
+def _partners(load: Array, limit: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(first, second) of pairs whose loads together are within the limit, and those that are left."""
     left = np.argsort(-load.max(1), kind="stable") if len(load) else np.zeros(0, np.int64)
     found = [np.zeros((0, 2), np.int64)]
     for turn in range(ROUNDS):
@@ -125,5 +157,5 @@ def _paired(load: Array, groups: NDArray[np.int64], limit: int) -> list[NDArray[
         legal = (load[heavy] + load[light]).max(1) <= limit
         found.append(np.stack([heavy[legal], light[legal]], 1))
         left = left[~np.isin(left, found[-1])]
-    pairs = np.sort(groups[np.concatenate(found)], axis=1)
-    return [pairs[np.argsort(pairs[:, 0])], np.sort(groups[left])[:, None]]
+    pairs = np.concatenate(found)
+    return pairs[:, 0], pairs[:, 1], left

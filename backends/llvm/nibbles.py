@@ -16,17 +16,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .dot import GROUP, Chained, Dot, Maddubs
+from .dot import Chained, Dot, Maddubs
 from .dsl import Kernel, Ptr, Val, join
 
 LARGEST = 7
-MOST_GROUPS = (1 << 31) // (GROUP * 255 * 119)
-"""Groups of four of u8 times at most 119 = 16 * 7 + 7 whose sum fits in 32 bits."""
+MOST_PRODUCTS = (1 << 31) // (255 * 119)
+"""Products of u8 and at most 119 = 16 * 7 + 7 whose sum fits in 32 bits."""
 
 
-def fit(w: NDArray[np.int8], depth: int) -> bool:
-    """Whether weights with `depth` groups of K may be stored so."""
-    return bool(np.abs(w.astype(np.int16)).max(initial=0) <= LARGEST) and depth < MOST_GROUPS
+def fit(w: NDArray[np.generic]) -> bool:
+    """Whether weights [O, ...] may be stored so."""
+    return bool(np.abs(w.astype(np.int16)).max(initial=0) <= LARGEST) and w[0].size < MOST_PRODUCTS
 
 
 def pack(w: NDArray[np.int8], dot: Dot) -> NDArray[np.int8]:
@@ -61,6 +61,11 @@ def sums(k: Kernel, dot: Dot, accumulated: Val) -> Val:
         first = Val(k, (c,), 32).shr(four)
         found += [first, (Val(k, (a,), 32) - first).shr(four)]
     return join(found)
+
+
+def unpacking(dot: Dot) -> float:
+    """Instructions that `load` takes for a register of weights."""
+    return 2.5 if isinstance(dot, Maddubs) else 1.5 if isinstance(dot, Chained) else 1.0
 
 
 def _bias(dot: Dot) -> int:

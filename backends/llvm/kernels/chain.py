@@ -7,6 +7,7 @@ padded to 64 bytes. Then the weights follow in the order of the chains: [group][
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,9 @@ def _chain(k: Kernel, dot: Chained, form: Form, pixels: Sequence[int], x: Ptr, s
     assert isinstance(table, Ptr)
     assert isinstance(weights, Ptr)
     places = [x + k.load_index(table + WORD * n) for n in range(form.links)]
+    if form.links > 2:
+        long, end = _long_chain(k, dot, form, pixels, places, weights, accs, packed)
+        return [table + WORD * form.links, end, *long]
     count = len(_registers(accs[0]))
     size = count * k.target.vector_bytes // (2 if packed else 1)
     starts = (weights + n * size for n in range(form.links))
@@ -81,6 +85,23 @@ def _chain(k: Kernel, dot: Chained, form: Form, pixels: Sequence[int], x: Ptr, s
         regs = tuple(dot.chain(k, a, xs, [w[r] for w in ws]) for r, a in enumerate(_registers(acc)))
         found.append(Val(k, regs, 32))
     return [table + WORD * form.links, weights + form.links * size, *found]
+
+
+def _long_chain(
+    k: Kernel, dot: Chained, form: Form, pixels: Sequence[int], places: Sequence[Ptr], weights: Ptr, accs: Sequence[Val | Ptr], packed: bool
+) -> tuple[list[Val], Ptr]:
+    """The accumulators and the place after the weights. Group after group for all pixels: sums of 16 bits stay in registers, weights need not."""
+    count = len(_registers(accs[0]))
+    size = count * k.target.vector_bytes // (2 if packed else 1)
+    words: list[list[Any]] = [[None] * count for _ in pixels]
+    for n, place in enumerate(places):
+        here = weights + n * size
+        w = (nibbles.load(k, dot, here, count) if packed else k.load(here, 8, count)).regs
+        for sums, offset in zip(words, pixels, strict=True):
+            x = dot.broadcast(k, place + offset, form.signed)
+            sums[:] = [reduce(k.b.add, [*([s] if n else []), *dot.products(k, x, r)]) for s, r in zip(sums, w, strict=True)]
+    found = [Val(k, tuple(k.b.add(a, dot.widened(k, s)) for a, s in zip(_registers(acc), sums)), 32) for acc, sums in zip(accs, words, strict=True)]
+    return found, weights + size * len(places)
 
 
 def _registers(v: Val | Ptr) -> tuple[Any, ...]:

@@ -21,6 +21,8 @@ from qcompiler.passes.plan_memory import Run
 from .chain_plan import chained, expected_dot
 from .conv import PARAMETERS, ConvConfig, Steps, emit_conv, pack_weights, starts
 from .tiles import Problem, choose_segments
+from .unpack import PARAMETERS as UNPACK_PARAMETERS
+from .unpack import emit_unpack, pack_parts, parts_of
 
 
 @dataclass(frozen=True)
@@ -82,24 +84,30 @@ def plan_conv(run: Run, target: Target) -> Iterable[Launch]:
     w = const_data(run.step.producer.inputs[1])
     assert w is not None
     w = w.astype(np.int8).reshape(w.shape[0], -1, _run_bytes(shape))
-    config = conv_config(shape, epilogue, target, expected_dot(w, dot_of(target)), narrow=nibbles.fit(w, w[0].size))
+    narrow = run.scratch is None and nibbles.fit(w)
+    config = conv_config(shape, epilogue, target, expected_dot(w, dot_of(target)), narrow)
     if isinstance(dot_of(target), Chained):
         found = chained(w, config, target)
         config, weights = found.config, found.packed
         data = replace(data, bias=data.bias - 128 * found.unsigned_sums)
     else:
         weights = pack_weights(w, config, target)
-    given = arguments(run, shape, weights, pack_constants(data, config, target), data.tables)
+    where: Argument = Data(weights)
+    if run.scratch is not None:
+        parts, where = parts_of(config), Address.of(run.scratch)
+        packed = Data(pack_parts(weights, parts, target))
+        yield Launch(emit_unpack, parts, UNPACK_PARAMETERS, (packed, where), f"{run.step.result.name} (weights)")
+    given = arguments(run, shape, where, pack_constants(data, config, target), data.tables)
     yield Launch(emit_conv, config, PARAMETERS, given, run.step.result.name)
 
 
-def arguments(run: Run, shape: ConvShape, weights: bytes, constants: bytes, tables: bytes) -> tuple[Argument, ...]:
+def arguments(run: Run, shape: ConvShape, weights: Argument, constants: bytes, tables: bytes) -> tuple[Argument, ...]:
     """Arguments in the order of `PARAMETERS`."""
     residual: Argument = Address.of(run.operands[-1]) if run.step.residual is not None else Nothing()
     return (
         Address.of(run.operands[0], shape.first),
         residual,
-        Data(weights),
+        weights,
         Data(constants),
         Data(tables) if tables else Nothing(),
         Address.of(run.result),
@@ -117,7 +125,9 @@ def pack_constants(data: EpilogueData, config: ConvConfig, target: Target) -> by
 
 
 def conv_config(shape: ConvShape, epilogue: Epilogue, target: Target, dot: Dot, narrow: bool = False) -> ConvConfig:
-    """The kernel's configuration, tiles chosen for the costs of `dot`. `narrow`: weights may be nibbles; they are where channels fill two registers."""
+    """The kernel's configuration, tiles chosen for the costs of `dot`.
+
+    `narrow`: weights may be nibbles; they are where channels fill two registers."""
     op, length = shape.op, _run_bytes(shape)
     runs = _runs(shape)
     channels = shape.w[0] // op.groups

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from qcompiler.backends.llvm.chains import all_unsigned
 from qcompiler.backends.llvm.dot import GROUP, Chained, dot_of
 from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData
-from qcompiler.backends.llvm.launch import Launch
+from qcompiler.backends.llvm.launch import Data, Launch
 from qcompiler.backends.llvm.target import Target
 from qcompiler.ir.ops import const_data
 from qcompiler.passes.plan_memory import Run
@@ -33,7 +33,7 @@ def plan_depthwise(run: Run, target: Target) -> Iterable[Launch]:
     if not config.signed:
         data = replace(data, bias=data.bias - 128 * w.astype(np.int64).sum((1, 2)))
     weights = pack_weights(w, config, target)
-    given = arguments(run, shape, weights, _constants(data, config, target), data.tables)
+    given = arguments(run, shape, Data(weights), _constants(data, config, target), data.tables)
     yield Launch(emit_depthwise, config, PARAMETERS, given, run.step.result.name)
 
 

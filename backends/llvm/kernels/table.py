@@ -46,6 +46,7 @@ from .resize import plan_resize
 from .rotate import plan_rotate
 from .select import plan_convolution
 from .softmax import plan_softmax
+from .unpack import unpack_scratch
 
 PLANNERS: dict[type[Op], Planner] = {
     IntConv: plan_convolution,
@@ -78,7 +79,7 @@ def scratch_of(target: Target) -> Callable[[Step], int]:
     """The bytes of working memory of each step's kernel, for `plan_memory`."""
 
     def scratch(step: Step) -> int:
-        return attention_scratch(step, target) if isinstance(step.producer.op, IntAttention) else 0
+        return attention_scratch(step, target) if isinstance(step.producer.op, IntAttention) else unpack_scratch(step, target)
 
     return scratch
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
+from qcompiler.backends.llvm import nibbles
 from qcompiler.backends.llvm.dot import Dot
 from qcompiler.backends.llvm.target import Target
 
@@ -122,7 +123,8 @@ def _group_cycles(p: Problem, s: Segment) -> float:
     dot, target, pixels = p.dot, p.target, s.rows * s.columns
     dots, loads = pixels * s.count, pixels / min(dot.wide, s.unroll) + s.count
     multiplies = 1.0 if target.vector_bits == 512 else 2.0
-    instructions = dots * dot.steps + pixels * dot.prepare + loads + 2.0 / s.unroll
+    unpacked = s.count * nibbles.unpacking(dot) if p.nibbles else 0.0
+    instructions = dots * dot.steps + pixels * dot.prepare + loads + unpacked + 2.0 / s.unroll
     if dot.wide > 1:
         return instructions / NARROW
     weights = s.count * target.vector_bytes // (2 if p.nibbles else 1)

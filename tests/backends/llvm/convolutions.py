@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qcompiler.backends.llvm.codegen import jit
 from qcompiler.backends.llvm.dsl import Kernel
 from qcompiler.backends.llvm.kernels.select import plan_convolution
+from qcompiler.backends.llvm.kernels.table import scratch_of
 from qcompiler.backends.llvm.launch import Address, Data, Launch
 from qcompiler.backends.llvm.target import Target
 from qcompiler.backends.reference import operators
@@ -105,7 +106,7 @@ class Memory:
     """An arena with one value after the other, each with its halo, its slack and a guard."""
 
     def __init__(self, target: Target) -> None:
-        self.target, self.size, self.places = target, 64, list[tuple[Layout, tuple[int, ...]]]()
+        self.target, self.size, self.working = target, 64, slice(0)
 
     def place(self, v: Value, halo: tuple[int, int, int, int], gap: int) -> Layout:
         n, h, w, c = v.shape
@@ -115,6 +116,14 @@ class Memory:
         layout = Layout(ARENA, self.size, strides).moved((0, top, left, 0))
         self.size += int(np.prod(grown)) + SLACK + 64
         return layout
+
+    def scratch(self, size: int) -> Layout | None:
+        """Working memory, which a kernel may leave as it likes."""
+        if not size:
+            return None
+        self.working = slice(self.size, self.size + size)
+        self.size += size + 64
+        return Layout(ARENA, self.working.start, (1,))
 
     def fresh(self) -> NDArray[np.uint8]:
         raw = np.full(self.size + 64, GUARD, np.uint8)
@@ -160,7 +169,7 @@ def prepare(case: Case, target: Target, seed: int = 0) -> tuple[Step, Prepared]:
     halo = (h.top, h.bottom, h.left, h.right)
     layouts = [memory.place(x, halo, case.gap), *(memory.place(o, (1, 0, 2, 1), case.gap) for o in others)]
     result = memory.place(step.result, (0, 1, 1, 1), case.gap)
-    run = Run(step, tuple(layouts), result)
+    run = Run(step, tuple(layouts), result, memory.scratch(scratch_of(target)(step)))
     launches = list(plan_convolution(run, target))
     feeds = {v.name: rng.integers(-128, 128, v.shape).astype(np.int8) for v in step.operands}
     arena = memory.fresh()
@@ -202,4 +211,5 @@ def check(case: Case, target: Target, seed: int = 0) -> None:
     expected = stored(target, reference(step, p.feeds))
     np.testing.assert_array_equal(found, expected)
     p.memory.view(before, p.run.result, step.result.shape)[:] = expected
+    before[p.memory.working] = p.arena[p.memory.working]
     np.testing.assert_array_equal(p.arena, before)

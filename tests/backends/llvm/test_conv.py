@@ -46,6 +46,8 @@ DENSE = {
     "4 bits: 3x3 5-34 add": Case((1, 5, 6, 5), 34, (3, 3), pads=SAME, reach=7, after=("add",)),
     "4 bits: groups of 34 gap": Case((1, 5, 5, 34), 66, (3, 3), groups=2, reach=7, gap=3),
     "4 bits: 3x3 dilated in two images": Case((2, 7, 7, 12), 21, (3, 3), dilations=(2, 2), reach=7),
+    "4 bits: 3x3 12-40 of many pixels": Case((1, 9, 11, 12), 40, (3, 3), pads=SAME, reach=7, after=("add",)),
+    "6 bits: 3x3 20-24": Case((1, 5, 6, 20), 24, (3, 3), pads=SAME, reach=31),
     "2 bits: 1x1 64-80 strided": Case((1, 7, 8, 64), 80, strides=(2, 2), reach=1, after=("bounds",)),
     "groups of 17": Case((1, 3, 4, 34), 66, groups=2),
 }
