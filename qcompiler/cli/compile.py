@@ -12,6 +12,7 @@ import click
 from qcompiler.errors import UsageError
 
 from .data import Dataset, Input
+from .ends import AS_IT_IS, Ends, ends_options
 from .images import Preprocessing
 from .options import bits, data_option, image_options, json_option, named_shapes, read_data
 from .show import progress, say, show_json, show_table, size, warn
@@ -46,6 +47,7 @@ SYNTHETIC = (
 @data_option("--calib", "calibration inputs")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="use only the first N calibration samples")
 @image_options
+@ends_options
 @click.option("--shape", "shapes", callback=named_shapes, multiple=True, metavar="NAME=N,N", help=SHAPE_HELP)
 @click.option("--method", type=click.Choice([REPQUANT, *PLAIN_METHODS]), default=REPQUANT, show_default=True, help=METHOD_HELP)
 @click.option("--precision", callback=bits, metavar="wNaM", default="w8a8", show_default=True, help=PRECISION_HELP)
@@ -59,6 +61,7 @@ def command(
     calib: str | None,
     limit: int | None,
     how: Preprocessing,
+    ends: Ends,
     shapes: Shapes,
     method: str,
     precision: tuple[int, int],
@@ -70,7 +73,7 @@ def command(
     place = destination(model, target, output)
     check_target(target)
     check_single(target, shapes)
-    quantized = quantized_model(model, shapes, calib, limit, how, chosen(method, precision), as_json)
+    quantized = quantized_model(model, shapes, calib, limit, how, chosen(method, precision), as_json, ends)
     summary = write_onnx(quantized, target, place) if target in ONNX_TARGETS else write_program(quantized, target, system, name, place, as_json)
     if calib is None:
         warn(SYNTHETIC)
@@ -139,15 +142,17 @@ def model_inputs(model: str, shapes: Shapes) -> list[Input]:
 
 
 def quantized_model(
-    model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing, options: Options, quiet: bool
+    model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing, options: Options, quiet: bool, ends: Ends = AS_IT_IS
 ) -> QuantizedModel:
     """The network after calibration and quantization, with a progress bar."""
     from qcompiler.api import SYNTHETIC_SAMPLES, quantize_model
 
-    data = calibration(model, shapes, calib, limit, how)
+    network, open_shapes = ends.applied(model, how, shapes)
+    found = calibration(model, shapes, calib, limit, ends.reading(how))
+    data = None if found is None else ends.data(model, how, found)
     total = SYNTHETIC_SAMPLES if data is None else data.count
     with progress("calibrating", total, quiet) as advance:
-        return quantize_model(model, data, shapes=shapes, options=options, progress=advance)
+        return quantize_model(network, data, shapes=open_shapes, options=options, progress=advance)
 
 
 def calibration(model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing) -> Dataset | None:

@@ -10,8 +10,8 @@ the mean was subtracted, so there the affine map is a depthwise layer of its own
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -67,18 +67,21 @@ def name_classes(model: onnx.ModelProto | str) -> onnx.ModelProto:
 
 
 def as_pixels(data: NDArray[np.generic], model: onnx.ModelProto | str, pixels: Pixels) -> NDArray[np.uint8]:
-    """Images as `take_pixels` takes them: bytes as they are; real numbers that were preprocessed for the network, in its layout, undone."""
-    if data.dtype == np.uint8:
-        return np.asarray(data, np.uint8)
-    if data.dtype.kind != "f":
+    """Images in the network's layout as `take_pixels` takes them: bytes, or real numbers of which the preprocessing is undone."""
+    if data.dtype.kind != "f" and data.dtype != np.uint8:
         raise UsageError(f"expected images of uint8, or preprocessed ones of float32, found {data.dtype}")
     _, _, inner = _image(load_model(model), {})
-    axis = (1, -1, 1, 1) if inner == NCHW else (1, 1, 1, -1)
-    mean, std = (np.array(n, np.float64).reshape(axis) for n in (pixels.mean, pixels.std))
-    found = np.clip(np.round((data * std + mean) / pixels.scale), 0, 255).astype(np.uint8)
+    found = data.astype(np.uint8) if data.dtype == np.uint8 else _undone(data, pixels, inner)
     if (pixels.layout or inner) == inner:
         return found
     return np.ascontiguousarray(found.transpose(TO_LAST if inner == NCHW else TO_FIRST))
+
+
+def _undone(data: NDArray[np.generic], pixels: Pixels, inner: str) -> NDArray[np.uint8]:
+    """p = (x std + mean) / scale, rounded."""
+    axis = (1, -1, 1, 1) if inner == NCHW else (1, 1, 1, -1)
+    mean, std = (np.array(n, np.float64).reshape(axis) for n in (pixels.mean, pixels.std))
+    return np.asarray(np.clip(np.round((data.astype(np.float64) * std + mean) / pixels.scale), 0, 255), np.uint8)
 
 
 def _image(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> tuple[str, tuple[int, ...], str]:
@@ -120,7 +123,7 @@ def _preprocessing(graph: onnx.GraphProto, pixels: Pixels, name: str, result: st
     """Nodes from the pixels `name` to the real numbers `result`: p * (scale / std) + (-mean / std), channels last."""
     mean, std = (np.array(n, np.float64) for n in (pixels.mean, pixels.std))
     outer, inner = layouts
-    steps: list[tuple[str, list[str], dict[str, Sequence[int] | int]]] = [("Cast", [], {"to": TensorProto.FLOAT})]
+    steps: list[tuple[str, list[str], dict[str, Any]]] = [("Cast", [], {"to": TensorProto.FLOAT})]
     if outer == NCHW:
         steps.append(("Transpose", [], {"perm": TO_LAST}))
     steps.append(("Mul", [_constant(graph, f"{name}.scale", pixels.scale / std)], {}))

@@ -63,7 +63,9 @@ def test_preprocessed_images_become_the_bytes_they_were(layout: str) -> None:
     bytes_in = pictures()
     normalized = ((bytes_in / 255 - np.reshape(COLOR.mean, (3, 1, 1))) / np.reshape(COLOR.std, (3, 1, 1))).astype(np.float32)
     found = as_pixels(normalized, color_network(), Pixels(COLOR.mean, COLOR.std, layout=layout))
-    assert np.array_equal(found, bytes_in.transpose(0, 2, 3, 1) if layout == "nhwc" else bytes_in)
+    expected = bytes_in.transpose(0, 2, 3, 1) if layout == "nhwc" else bytes_in
+    assert np.array_equal(found, expected)
+    assert np.array_equal(as_pixels(bytes_in, color_network(), Pixels(layout=layout)), expected)
 
 
 @pytest.mark.parametrize("target", [*TARGETS])
