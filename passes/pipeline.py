@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain, islice
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from qcompiler.ir.graph import Declined, Graph, Value
 from qcompiler.ir.ops import Conv
 from qcompiler.ir.pointwise import Clip, Unary
-from qcompiler.ir.sequence import Normalize
+from qcompiler.ir.sequence import Attention, Normalize
 from qcompiler.ir.types import Quantization
 from qcompiler.ir.verify import Stage, verify
 
 from .calibrate import Statistics, calibrate, samples
-from .calibrate.choose import DEFAULT, Method, MinMax, choose
+from .calibrate.choose import DEFAULT, Method, MinMax, Mse, choose
 from .calibrate.codebook import codebook
 from .covariances import covariances
 from .equalize import equalize
@@ -32,7 +32,7 @@ from .relax_clips import relax_clips
 from .reparameterize import NOT_REPARAMETERIZED, reparameterize
 from .simplify import simplify
 from .split_normalizations import split_normalizations
-from .storage_points import storage_points
+from .storage_points import is_movement, storage_points
 from .transfer import transferred
 from .unary_function import sole_function
 from .watch import watched
@@ -107,14 +107,14 @@ def quantize_lengths(
     preview, batches = split_off(batches, PREVIEW_SAMPLES)
     shown = calibrate(simple, preview, storage_points(simple))
     even = evened(simple, shown, options, declined)
+    if options.plan is not None:
+        options.plan.check(even)
     seen = observed(even, preview, batches, options, progress)
     return quantized(even, seen, options, declined), *(_replayed(g, simple, shown, even, seen, options) for g in graphs[1:])
 
 
 def _replayed(graph: Graph, first: Graph, shown: Mapping[Value, Statistics], even: Graph, seen: Observed, options: Options) -> Quantized:
     """`graph` quantized as another form of the same network was: `shown` of `first`, `seen` of `even`."""
-    if options.plan is not None:
-        options.plan.check(even)
     declined = Declined()
     simple = legal(graph, declined)
     simple = evened(simple, transferred(shown, first, simple, storage_points(simple)), options, declined)
@@ -195,7 +195,14 @@ def _choice(graph: Graph, v: Value, s: Statistics, method: Method, bits: int) ->
         return widened(choose(s, MinMax(), bits), OUTPUT_MARGIN)
     if bits < 8 and isinstance(v.op, Unary) and not isinstance(v.op, Clip):
         return codebook(s, bits)
+    if isinstance(method, Mse) and is_compared(graph, v):
+        method = replace(method, power=2.0)
     return choose(s, method, bits, seen=sole_function(graph, v))
+
+
+def is_compared(graph: Graph, v: Value) -> bool:
+    """Whether attention reads `v`, perhaps moved. Logits add up so many errors of queries and keys that their variance is what counts."""
+    return any(isinstance(u.op, Attention) or (is_movement(u) and is_compared(graph, u)) for u in graph.uses[v])
 
 
 def wide_quantization(s: Statistics) -> Quantization:
