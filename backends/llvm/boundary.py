@@ -138,5 +138,3 @@ def _roundeven(k: Kernel, x: Any) -> Any:
 
 def _splat(kind: Any, value: float | None) -> Any:
     return ir.Constant(kind, [float(np.float32(value if value is not None else 1.0))] * kind.count)
-
-
