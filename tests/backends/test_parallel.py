@@ -45,6 +45,12 @@ def residual(b: Builder) -> Graph:
     return b.graph(b.conv(pooled, 200, (9, 8)), b.sum_pool(pooled, (3, 3)))
 
 
+def narrow(b: Builder) -> Graph:
+    """Weights of four bits: a layer of many pixels, whose weights some targets take apart first, and one of a single pixel."""
+    x = b.conv(b.input(1, 13, 11, 20), 70, (3, 3), pads=((1, 1), (1, 1)), reach=7)
+    return b.graph(b.conv(b.conv(x, 36, reach=7), 130, (13, 11), reach=7))
+
+
 def pointwise(b: Builder) -> Graph:
     """Element-wise operators, reductions, movement."""
     x, y = b.input(2, 9, 11, 20), b.input(2, 9, 11, 20)
@@ -77,7 +83,7 @@ def heads(b: Builder) -> Graph:
     return b.graph(b.attention(q, k, v, causal=True), b.attention(*windows, mask=b.clamp(b.input(9, 1, 1, 20, zero_point=0), 0, 1)))
 
 
-NETWORKS = {f.__name__: f for f in (residual, pointwise, attention, sequence, heads)}
+NETWORKS = {f.__name__: f for f in (residual, narrow, pointwise, attention, sequence, heads)}
 
 
 @cache

@@ -111,8 +111,11 @@ class Builder:
         q = self.const(np.array([m.q for m in ms], np.int32).reshape(shape or (1,)))
         return self.apply(Requantize(quantized(acc.shape, self.quant(zero_point)), lo, hi), acc, shift, q)
 
-    def conv_acc(self, x: Value, out: int, kernel=(1, 1), strides=(1, 1), pads=((0, 0), (0, 0)), dilations=(1, 1), groups: int = 1) -> Value:
-        w = self.rng.integers(-127, 128, (out, *kernel, x.shape[3] // groups)).astype(np.int8)
+    def conv_acc(
+        self, x: Value, out: int, kernel=(1, 1), strides=(1, 1), pads=((0, 0), (0, 0)), dilations=(1, 1), groups: int = 1, reach: int = 127
+    ) -> Value:
+        """`reach` is the greatest weight."""
+        w = self.rng.integers(-reach, reach + 1, (out, *kernel, x.shape[3] // groups)).astype(np.int8)
         bias = self.rng.integers(-2000, 2000, out) - x.type.quant.zero_point[0] * w.astype(np.int64).sum((1, 2, 3))
         op = IntConv(strides, pads, dilations, groups)
         return self.apply(op, x, self.const(w), self.const(bias.astype(np.int32)))
@@ -120,7 +123,8 @@ class Builder:
     def conv(self, x: Value, out: int, kernel=(1, 1), per_channel: bool = True, zero_point: int | None = None, lo=-128, hi=127, **kw) -> Value:
         acc = self.conv_acc(x, out, kernel, **kw)
         size = kernel[0] * kernel[1] * x.shape[3] // kw.get("groups", 1)
-        return self.requantize(acc, 6000.0 * size**0.5, zero_point, lo, hi, out if per_channel else 0)
+        spread = 6000.0 * size**0.5 * kw.get("reach", 127) / 127
+        return self.requantize(acc, spread, zero_point, lo, hi, out if per_channel else 0)
 
     def residual_conv(self, x: Value, r: Value, kernel=(1, 1), **kw) -> Value:
         """A convolution to the channels of `r`, which is added in the accumulator."""

@@ -54,6 +54,17 @@ def residuals_in_the_accumulator(b):
 
 
 @case
+def weights_of_few_bits(b):
+    """Two in a byte: one pixel and many, halves of blocks, groups, a residual in the accumulator."""
+    made = []
+    for reach in (1, 7, 31):
+        x, one = stored(b, 1, 5, 7, 22), stored(b, 1, 1, 1, 90)
+        made += [b.conv(one, n, reach=reach) for n in (10, 33, 70)] + [b.conv(x, 41, (3, 3), pads=SAME, reach=reach)]
+        made += [b.conv(x, 40, groups=2, reach=reach), b.lookup(b.residual_conv(x, stored(b, 1, 5, 7, 37), (3, 3), pads=SAME, reach=reach))]
+    return made
+
+
+@case
 def copies_between_storage_forms(b):
     x = stored(b, 1, 3, 5, 7)
     return [x, x, b.inputs[0], b.reshape(x, 105)]
@@ -495,8 +506,8 @@ def test_the_widest_sums_of_a_normalization(bits: int, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", ["normalizations", "normalizations_of_16_bits", "rotations", "casts"])
-def test_kernels_of_sequences_are_integer(name: str, target: str) -> None:
+@pytest.mark.parametrize("name", ["normalizations", "normalizations_of_16_bits", "rotations", "casts", "weights_of_few_bits"])
+def test_kernels_are_integer(name: str, target: str) -> None:
     """Shifts by amounts that are known at run time, divisions by constants and saturation, without floats and without calls."""
     b = Builder()
     certificate = certify(compile_object(b.graph(*CASES[name](b)), TARGETS[target]).object, "model_run", TARGETS[target].arch)
