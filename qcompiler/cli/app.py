@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": "evaluate",
     "verify": "verify",
     "bench": "bench",
+    "compare": "compare",
     "inspect": "inspect",
     "package": "package",
     "targets": "targets",
@@ -35,6 +36,7 @@ qcompile MODEL.onnx --target arm64       compile for another one
 qcompile eval build/MODEL --data ...     accuracy, beside the float network's
 qcompile verify build/MODEL              bit-exact? integer-only? whole?
 qcompile bench build/MODEL MODEL.onnx    latency beside ONNX Runtime
+qcompile compare MODEL.onnx --targets .. targets side by side
 qcompile inspect build/MODEL [VALUE]     layers, scales, memory, proofs
 qcompile package build/MODEL --wheel      install it without the compiler
 qcompile targets                         what can be compiled for
