@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 from shutil import which
 
@@ -206,3 +207,20 @@ def test_rust_build_script(digits: Path, images: np.ndarray, tmp_path: Path) -> 
     command = ("cargo", "run", "--release", "--offline", "--quiet", "--manifest-path", EXAMPLES / "rust/Cargo.toml")
     printed = ran(*command, cwd=tmp_path, given=as_text(images), QCOMPILER_MODEL=str(digits), CARGO_TARGET_DIR=str(tmp_path / "target"))
     assert [int(line) for line in printed.split()] == answers(digits, images)
+
+
+def test_python_classifies_jpeg_files(tmp_path: Path) -> None:
+    """Digits enlarged eightfold and stored as JPEG: Pillow's box filter brings them back, but for what JPEG loses."""
+    from command_line import invoke
+    from PIL import Image
+
+    options = ("--calib", MODELS / "digits_calib.npz", "--input", "u8", "--layout", "nhwc", "--answer", "argmax")
+    result = invoke(MODELS / "digits_resnet.onnx", *options, "-o", tmp_path / "digits")
+    assert result.exit_code == 0, result.output
+    data = np.load(MODELS / "digits_eval.npz")
+    for n, image in enumerate(data["input"][:100]):
+        enlarged = np.kron(np.round(image[0] * 255).astype(np.uint8), np.ones((8, 8), np.uint8))
+        Image.fromarray(enlarged).save(tmp_path / f"{n:03}.jpg", quality=90)
+    printed = ran(sys.executable, EXAMPLES / "python/classify_image.py", "digits", *(f"{n:03}.jpg" for n in range(100)), cwd=tmp_path)
+    found = [int(line.split()[0]) for line in printed.splitlines()]
+    assert sum(a == b for a, b in zip(found, data["labels"])) >= 96
