@@ -96,7 +96,7 @@ def plan_conv(run: Run, target: Target) -> Iterable[Launch]:
     if run.scratch is not None:
         parts, where = parts_of(config), Address.of(run.scratch)
         packed = Data(pack_parts(weights, parts, target))
-        yield Launch(emit_unpack, parts, UNPACK_PARAMETERS, (packed, where), f"{run.step.result.name} (weights)")
+        yield Launch(emit_unpack, parts, UNPACK_PARAMETERS, (packed, where), run.step.result.name)
     given = arguments(run, shape, where, pack_constants(data, config, target), data.tables)
     yield Launch(emit_conv, config, PARAMETERS, given, run.step.result.name)
 
