@@ -29,6 +29,9 @@ from .passes.calibrate import synthetic_batches
 from .passes.index_ranges import out_of_range
 from .passes.partition import Step, partition
 from .passes.pipeline import Options, Quantized, quantize_lengths
+from .passes.precision.auto import Chosen, Progress, quantize_auto
+from .passes.precision.plan import Plan
+from .passes.precision.search import Goal
 from .passes.watch import dump
 from .precision import bits_of
 from .profile import Profile, profile
@@ -45,6 +48,7 @@ SYNTHETIC_SAMPLES = 16
 REPORT_SAMPLES = 2
 GRAPH_FILE = "model.graph"
 DEFAULTS = Options()
+AUTO = "auto"
 
 
 def compile(
@@ -54,7 +58,9 @@ def compile(
     *,
     shapes: Shapes | None = None,
     options: Options = DEFAULTS,
-    precision: str | None = None,
+    precision: str | Plan | None = None,
+    max_drop: float | None = None,
+    max_bytes: int | None = None,
     os: str | None = None,
     name: str = "model",
     progress: Callable[[int], None] | None = None,
@@ -64,12 +70,16 @@ def compile(
     `calibration` yields ``{input name: array}`` with one sample or a leading batch of them; without it, synthetic inputs are
     used, and accuracy is whatever they are worth. `shapes` fixes free dimensions by input name; of a list of shapes for a name, each
     becomes an entry of its own of the one program, and calibration data has the largest. `precision` is a name such as "w4a8" for the bits of
-    weights (2 to 8) and of what they multiply (4 to 8), instead of those of `options`. `os` chooses the object
+    weights (2 to 8) and of what they multiply (4 to 8), instead of those of `options`; a `Plan` says it layer by layer; "auto" chooses for each
+    layer, with the fewest bytes of weights of which `max_drop` points of accuracy are expected to be lost at most (of samples that are held out
+    from calibration), or with the least loss in `max_bytes` of weights. `os` chooses the object
     format (None: that of the target), `name` prefixes the C symbols, and `progress` hears how many calibration samples have been seen.
 
     Raises UsageError, ModelError, UnsupportedModel or ProofError, all of them QCompilerError.
     """
-    return build(quantize_model(model, calibration, shapes=shapes, options=options, precision=precision, progress=progress), target, os=os, name=name)
+    goal = None if max_drop is None and max_bytes is None else Goal(max_drop, max_bytes)
+    quantized = quantize_model(model, calibration, shapes=shapes, options=options, precision=precision, goal=goal, progress=progress)
+    return build(quantized, target, os=os, name=name)
 
 
 def quantize_model(
@@ -78,18 +88,42 @@ def quantize_model(
     *,
     shapes: Shapes | None = None,
     options: Options = DEFAULTS,
-    precision: str | None = None,
+    precision: str | Plan | None = None,
+    goal: Goal | None = None,
     progress: Callable[[int], None] | None = None,
+    phases: Progress | None = None,
 ) -> QuantizedModel:
-    """The part of `compile` that is the same for all targets."""
-    if precision is not None:
-        weights, activations = bits_of(precision)
-        options = replace(options, weight_bits=weights, activation_bits=activations)
+    """The part of `compile` that is the same for all targets. `phases` hears of the steps of an automatic choice of precisions."""
+    if goal is not None and precision != AUTO:
+        raise UsageError(f"a greatest drop or size belongs to precision 'auto', found {precision or 'none'}; name it, or leave the limits out")
     forms = import_forms(model, shapes)
+    if precision == AUTO:
+        return _chosen(model, forms, calibration, options, goal, phases)
+    options = _with_precision(options, precision)
     kept = _Kept(calibration if calibration is not None else synthetic_batches(forms[0], SYNTHETIC_SAMPLES))
     source = None if isinstance(model, onnx.ModelProto) else str(Path(model).resolve())
     graphs, *others = quantize_lengths(forms, kept, options, progress)
     return QuantizedModel(graphs, tuple(_first_samples(forms[0], kept.first)), calibration is None, source, tuple(others))
+
+
+def _with_precision(options: Options, precision: str | Plan | None) -> Options:
+    if precision is None or isinstance(precision, Plan):
+        return options if precision is None else replace(options, plan=precision)
+    weights, activations = bits_of(precision)
+    return replace(options, weight_bits=weights, activation_bits=activations)
+
+
+def _chosen(
+    model: Model, forms: Sequence[Graph], calibration: Batches | None, options: Options, goal: Goal | None, phases: Progress | None
+) -> QuantizedModel:
+    """The network in the precision that is best for `goal`."""
+    if goal is None or len(forms) > 1 or calibration is None:
+        missing = "calibration data" if calibration is None else "a greatest drop or size" if goal is None else "one shape of each input"
+        raise UsageError(f"precision 'auto' needs {missing}")
+    kept = _Kept(calibration)
+    graphs, choice = quantize_auto(forms[0], kept, options, goal, progress=phases)
+    source = None if isinstance(model, onnx.ModelProto) else str(Path(model).resolve())
+    return QuantizedModel(graphs, tuple(_first_samples(forms[0], kept.first)), False, source, choice=choice)
 
 
 @dataclass(frozen=True)
@@ -103,6 +137,8 @@ class QuantizedModel:
     """The file of the float network; None where it was a `ModelProto`."""
     others: tuple[Quantized, ...] = ()
     """The same network for further shapes of its inputs, from larger ones to smaller ones; all else is told of the first."""
+    choice: Chosen | None = None
+    """How the precision of each layer was chosen, where it was."""
 
     @property
     def integer_graphs(self) -> tuple[Graph, ...]:

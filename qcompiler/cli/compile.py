@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qcompiler.errors import UsageError
+from qcompiler.precision import bits_of
 
 from .data import Dataset, Input
 from .ends import AS_IT_IS, Ends, ends_options
 from .images import Preprocessing
-from .options import bits, data_option, image_options, json_option, named_shapes, read_data
-from .show import progress, say, show_json, show_table, size, warn
+from .options import byte_count, data_option, image_options, json_option, named_shapes, read_data
+from .show import phases, progress, say, show_json, show_table, size, warn
 
 if TYPE_CHECKING:
     from qcompiler.api import Program, QuantizedModel
     from qcompiler.passes.pipeline import Options
+    from qcompiler.passes.precision.plan import Plan
+    from qcompiler.passes.precision.search import Goal
 
 ONNX_TARGETS = {"onnx-qdq": "QuantizeLinear and DequantizeLinear around float operators", "onnx-qoperator": "QLinearConv and its kin"}
 Shapes = dict[str, list[tuple[int, ...]]]
+Wanted = tuple["str | Plan", "Goal | None"]
+AUTO = "auto"
 
 REPQUANT = "repquant"
 PLAIN_METHODS = {"minmax": "MinMax", "percentile": "Percentile", "mse": "Mse", "entropy": "Entropy"}
 METHOD_HELP = "how ranges are chosen: repquant evens the channels of transformers first and takes the least squared error, the others are plain"
 PRECISION_HELP = (
     "bits of weights (2 to 8) and of the activations they multiply (4 to 8): w8a8, w7a8, w6a6, w4a8, w4a4 ...; "
-    "w7a8 is about 1.4 times as fast on x86 CPUs without VNNI, little or no faster elsewhere"
+    "w7a8 is about 1.4 times as fast on x86 CPUs without VNNI, little or no faster elsewhere; a file of bits layer by layer; auto chooses them"
 )
+DROP_HELP = "--precision auto: points of accuracy that may be lost, as expected from calibration samples that are held out"
 SHAPE_HELP = "fix the shape of an input; may be repeated, also for one input: each of its shapes gets an entry of its own"
 SYSTEMS = ["linux", "android", "macos", "windows"]
 
@@ -50,7 +55,9 @@ SYNTHETIC = (
 @ends_options
 @click.option("--shape", "shapes", callback=named_shapes, multiple=True, metavar="NAME=N,N", help=SHAPE_HELP)
 @click.option("--method", type=click.Choice([REPQUANT, *PLAIN_METHODS]), default=REPQUANT, show_default=True, help=METHOD_HELP)
-@click.option("--precision", callback=bits, metavar="wNaM", default="w8a8", show_default=True, help=PRECISION_HELP)
+@click.option("--precision", metavar="wNaM|PLAN.toml|auto", default="w8a8", show_default=True, help=PRECISION_HELP)
+@click.option("--max-drop", type=click.FloatRange(0, min_open=True), metavar="POINTS", help=DROP_HELP)
+@click.option("--max-size", callback=byte_count, metavar="SIZE", help="--precision auto: bytes of weights that layers may take, such as 1.5MB")
 @click.option("--name", default="model", show_default=True, help="prefix of the C functions")
 @click.option("-o", "--output", help="folder of the artifact, or the .onnx file of an ONNX target [default: build/MODEL-TARGET]")
 @json_option
@@ -64,7 +71,9 @@ def command(
     ends: Ends,
     shapes: Shapes,
     method: str,
-    precision: tuple[int, int],
+    precision: str,
+    max_drop: float | None,
+    max_size: int | None,
     name: str,
     output: str | None,
     as_json: bool,
@@ -73,7 +82,8 @@ def command(
     place = destination(model, target, output)
     check_target(target)
     check_single(target, shapes)
-    quantized = quantized_model(model, shapes, calib, limit, how, chosen(method, precision), as_json, ends)
+    wanted = wanted_precision(precision, max_drop, max_size)
+    quantized = quantized_model(model, shapes, calib, limit, how, chosen(method), as_json, ends, wanted)
     summary = write_onnx(quantized, target, place) if target in ONNX_TARGETS else write_program(quantized, target, system, name, place, as_json)
     if calib is None:
         warn(SYNTHETIC)
@@ -142,7 +152,8 @@ def model_inputs(model: str, shapes: Shapes) -> list[Input]:
 
 
 def quantized_model(
-    model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing, options: Options, quiet: bool, ends: Ends = AS_IT_IS
+    model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing, options: Options, quiet: bool, ends: Ends = AS_IT_IS,
+    wanted: Wanted = ("w8a8", None),
 ) -> QuantizedModel:
     """The network after calibration and quantization, with a progress bar."""
     from qcompiler.api import SYNTHETIC_SAMPLES, quantize_model
@@ -151,8 +162,17 @@ def quantized_model(
     found = calibration(model, shapes, calib, limit, ends.reading(how))
     data = None if found is None else ends.data(model, how, found)
     total = SYNTHETIC_SAMPLES if data is None else data.count
-    with progress("calibrating", total, quiet) as advance:
-        return quantize_model(network, data, shapes=open_shapes, options=options, progress=advance)
+    with phases("calibrating", total, quiet) as tell:
+        return quantize_model(
+            network,
+            data,
+            shapes=open_shapes,
+            options=options,
+            precision=wanted[0],
+            goal=wanted[1],
+            progress=lambda done: tell("calibrating", done, total or 0),
+            phases=tell,
+        )
 
 
 def calibration(model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing) -> Dataset | None:
@@ -166,13 +186,29 @@ def calibration(model: str, shapes: Shapes, calib: str | None, limit: int | None
     return data if limit is None else first(data, inputs, limit)
 
 
-def chosen(method: str, precision: tuple[int, int]) -> Options:
+def chosen(method: str) -> Options:
     """The quantizer's options."""
     from qcompiler.passes.calibrate import choose
     from qcompiler.passes.pipeline import Options
 
-    options = Options(weight_bits=precision[0], activation_bits=precision[1])
-    return options if method == REPQUANT else replace(options, method=getattr(choose, PLAIN_METHODS[method])(), reparameterize=False)
+    return Options() if method == REPQUANT else Options(method=getattr(choose, PLAIN_METHODS[method])(), reparameterize=False)
+
+
+def wanted_precision(text: str, max_drop: float | None, max_size: int | None) -> Wanted:
+    """The precision by name or by plan, and what an automatic choice is to keep to. UsageError where they do not belong together."""
+    from qcompiler.passes.precision.plan import read_plan
+    from qcompiler.passes.precision.search import Goal
+
+    limited = max_drop is not None or max_size is not None
+    if text == AUTO and not limited:
+        raise UsageError("--precision auto needs --max-drop POINTS or --max-size SIZE to choose by")
+    if text != AUTO and limited:
+        raise UsageError(f"--max-drop and --max-size belong to --precision auto, found --precision {text}")
+    if text.endswith(".toml"):
+        return read_plan(text), None
+    if text != AUTO:
+        bits_of(text)
+    return text, Goal(max_drop, max_size) if limited else None
 
 
 def write_program(model: QuantizedModel, target: str, system: str | None, name: str, place: Path, quiet: bool) -> dict[str, Any]:
@@ -208,9 +244,33 @@ def described(program: Program, place: Path) -> dict[str, Any]:
         "arena_size": program.interface.arena_size,
         "entries": [f.entry(integer=True) for f in program.interface.forms],
         "synthetic": program.model.synthetic,
+        "choice": choice_of(program.model),
         "lowest_sqnr": min(((layer.sqnr, layer.name) for layer in report.layers if layer.sqnr is not None), default=None),
         "certificate": certificate,
     }
+
+
+def choice_of(model: QuantizedModel) -> dict[str, Any] | None:
+    """What was chosen by --precision auto, and what it is expected to lose."""
+    if model.choice is None or model.choice.point.drop is None or model.choice.reference.drop is None:
+        return None
+    found, reference = model.choice.point, model.choice.reference
+    return {
+        "layers": {name: str(p) for name, p in model.choice.plan.layers.items()},
+        "expected_drop": model.choice.point.drop.mean,
+        "standard_error": model.choice.point.drop.error,
+        "expected_drop_w8a8": model.choice.reference.drop.mean,
+        "bytes": int(found.costs["bytes"]),
+        "bytes_w8a8": int(reference.costs["bytes"]),
+    }
+
+
+def told_choice(choice: dict[str, Any]) -> str:
+    """The same in a line."""
+    narrow = sum(p != "w8a8" for p in choice["layers"].values())
+    share = 100 * choice["bytes"] / max(choice["bytes_w8a8"], 1)
+    drop = f"{choice['expected_drop']:.2f} +- {choice['standard_error']:.2f} points expected to be lost ({choice['expected_drop_w8a8']:.2f} at w8a8)"
+    return f"{narrow} of {len(choice['layers'])} layers below 8 bits, {share:.0f} % of the weights' bytes, {drop}"
 
 
 def write_onnx(model: QuantizedModel, target: str, place: Path) -> dict[str, Any]:
@@ -260,6 +320,7 @@ def show_summary(model: str, facts: dict[str, Any]) -> None:
         ("weights, arena", f"{size(facts['weights_size'])}, {size(facts['arena_size'])}"),
         *([("entries", ", ".join(facts["entries"]))] if len(facts["entries"]) > 1 else []),
         ("lowest signal to noise", "not measured" if lowest is None else f"{lowest[0]:.1f} dB at {lowest[1]}"),
+        *([("precision", told_choice(facts["choice"]))] if facts["choice"] else []),
         ("integer-only", certified(facts["certificate"])),
     ]
     show_table(place, ["", ""], rows)

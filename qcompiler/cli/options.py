@@ -10,9 +10,6 @@ from typing import Any, TypeVar
 
 import click
 
-from qcompiler.errors import UsageError
-from qcompiler.precision import bits_of
-
 from .data import Dataset, Input, open_data
 from .images import Preprocessing, from_folder
 
@@ -28,12 +25,14 @@ def numbers(_context: click.Context, _option: click.Parameter, text: str) -> tup
         raise click.BadParameter(f"expected numbers separated by commas, found {text!r}.") from None
 
 
-def bits(_context: click.Context, _option: click.Parameter, text: str) -> tuple[int, int]:
-    """Of weights and activations, from a name such as w4a8."""
-    try:
-        return bits_of(text)
-    except UsageError as problem:
-        raise click.BadParameter(f"{problem}.") from None
+def byte_count(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
+    """Bytes, from 1.5MB and the like (of 1024 and 1024^2)."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KM]?)B?", text, re.IGNORECASE)
+    if found is None:
+        raise click.BadParameter(f"expected a size such as 1.5MB, 800KB or 50000, found {text!r}.")
+    return int(float(found[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20}[found[2].upper()])
 
 
 def named_shapes(_context: click.Context, _option: click.Parameter, texts: Sequence[str]) -> dict[str, list[tuple[int, ...]]]:

@@ -84,6 +84,15 @@ def progress(label: str, total: int | None, quiet: bool) -> Iterator[Callable[[i
         yield lambda done: progress.update(task, completed=done)
 
 
+@contextmanager
+def phases(label: str, total: int | None, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """As `progress`, of work in several parts: yields what is told of (part, how much is done, of how much; 0: unknown)."""
+    terminal = console(stderr=True)
+    with bar(terminal, shown=terminal.is_terminal and not quiet) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda part, done, of: progress.update(task, description=part, completed=done, total=of or None)
+
+
 def bar(terminal: Console, shown: bool) -> Progress:
     """Spinner, label, bar, count, time left."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

@@ -1,0 +1,76 @@
+"""What fewer bits cost: each layer changed alone, the others in float, and how changes act together.
+
+    loss_i     measured mean loss (`loss.py`) with layer l in width b, i = (l, b)
+    noise_i    E |dy_i|^2 / E |y|^2                                     of the output; -10 log10 of it is the SQNR
+    G_ij       E <h_i, h_j>                                             h_i the directions of the change
+    joint      sum_i loss_i + sum_{i != j} G_ij                         of several changes
+
+G needs no run but the single ones: interactions of second order (as in "Augmenting Hessians with Inter-Layer Dependencies for
+Mixed-Precision Post-Training Quantization", 2023, which measures pairs) are products of directions in the answers, for all pairs of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import kendalltau
+
+from .loss import Judge
+from .simulate import Array, Feeds, Simulation, Weights
+
+Floats = NDArray[np.float64]
+Change = tuple[str, int]
+"""A layer, and the bits of its weights."""
+Forms = Mapping[int, Mapping[str, Weights]]
+"""Bits -> layer -> its weights rounded to so many bits."""
+
+
+@dataclass(frozen=True)
+class Sensitivities:
+    """One row per change; `pairs` is G."""
+
+    changes: tuple[Change, ...]
+    loss: Floats
+    noise: Floats
+    pairs: Floats
+
+    def joint(self, chosen: Sequence[int]) -> float:
+        """The expected loss of the changes of these indices together."""
+        at = np.asarray(chosen, int)
+        block = self.pairs[np.ix_(at, at)]
+        return float(self.loss[at].sum() + block.sum() - np.trace(block))
+
+
+def measure_sensitivities(
+    network: Simulation, forms: Forms, samples: Sequence[Feeds], judge: Judge, progress: Callable[[int], None] | None = None
+) -> Sensitivities:
+    """Of every layer in every width of `forms`; `progress` hears how many runs of the network are done."""
+    changes = [(layer, bits) for layer in next(iter(forms.values())) for bits in forms]
+    n = len(changes)
+    loss, noise, pairs, power = np.zeros(n), np.zeros(n), np.zeros((n, n)), 0.0
+    for number, sample in enumerate(samples):
+        y = next(network.answers([sample]))
+        others = [_changed(network, sample, forms, c, progress, number * n + i) for i, c in enumerate(changes)]
+        h = np.stack([judge.directions(y, o) for o in others])
+        loss += [judge.loss(y, o) for o in others]
+        noise += [float(((o.astype(np.float64) - y) ** 2).sum()) for o in others]
+        pairs += h @ h.T
+        power += float((y.astype(np.float64) ** 2).sum())
+    return Sensitivities(tuple(changes), loss / len(samples), noise / (power or 1.0), pairs / len(samples))
+
+
+def _changed(network: Simulation, sample: Feeds, forms: Forms, change: Change, progress: Callable[[int], None] | None, done: int) -> Array:
+    layer, bits = change
+    answer = next(network.answers([sample], {layer: forms[bits][layer]}))
+    if progress is not None:
+        progress(done + 1)
+    return answer
+
+
+def rank_correlations(found: Sensitivities, truth: Floats) -> dict[str, float]:
+    """Kendall's tau of each estimate with the measured loss of single changes: which estimate to trust on this network."""
+    estimates = {"KL": found.loss, "second order": np.diagonal(found.pairs), "SQNR": found.noise}
+    return {name: float(kendalltau(e, truth).statistic) for name, e in estimates.items()}

@@ -1,0 +1,170 @@
+"""The integer program against brute force, losses against their definitions, and the whole choice on a small network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+import pytest
+from float_graphs import Build, graph_of
+
+from qcompiler.errors import UsageError
+from qcompiler.ir.graph import Graph, Value
+from qcompiler.ir.integer import IntConv
+from qcompiler.ir.interpret import evaluate
+from qcompiler.ir.ops import Conv, Reshape
+from qcompiler.ir.pointwise import Clip
+from qcompiler.passes.pipeline import Options
+from qcompiler.passes.precision.auto import quantize_auto
+from qcompiler.passes.precision.choose import LOSS, Problem, choose
+from qcompiler.passes.precision.costs import Latencies
+from qcompiler.passes.precision.loss import Classes, Values, drop_of
+from qcompiler.passes.precision.search import BYTES, Goal
+from qcompiler.passes.precision.sensitivity import measure_sensitivities, rank_correlations
+from qcompiler.passes.precision.simulate import Simulation, weights_of
+
+
+def drawn(seed: int, layers: int = 5, widths: int = 3) -> Problem:
+    rng = np.random.default_rng(seed)
+    costs = {BYTES: rng.integers(1, 50, (layers, widths)).astype(float), LOSS: rng.uniform(0, 1, (layers, widths))}
+    options = range(layers * widths)
+    pairs = {(i, j): float(rng.normal(0, 0.3)) for i in options for j in options if i // widths < j // widths and rng.random() < 0.4}
+    return Problem(costs, pairs)
+
+
+def by_force(problem: Problem, minimise: str, limits: dict[str, float]) -> float | None:
+    layers, widths = problem.shape
+    able = [c for c in product(range(widths), repeat=layers) if all(problem.cost(n, c) <= limit for n, limit in limits.items())]
+    return min((problem.cost(minimise, c) for c in able), default=None)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(("minimise", "limited"), [(BYTES, LOSS), (LOSS, BYTES)])
+def test_choices_are_as_good_as_the_best_of_all(seed: int, minimise: str, limited: str) -> None:
+    problem = drawn(seed)
+    for part in (0.15, 0.4, 0.7):
+        limit = part * float(problem.costs[limited].max(1).sum())
+        best, found = by_force(problem, minimise, {limited: limit}), choose(problem, minimise, {limited: limit})
+        assert (best is None) == (found is None)
+        if found is not None and best is not None:
+            assert problem.cost(limited, found) <= limit + 1e-6
+            assert problem.cost(minimise, found) == pytest.approx(best, rel=1e-3, abs=1e-6)
+
+
+def test_what_is_impossible_is_no_choice() -> None:
+    problem = drawn(0)
+    assert choose(problem, LOSS, {BYTES: float(problem.costs[BYTES].min(1).sum()) - 1}) is None
+
+
+def test_directions_are_the_loss_to_second_order() -> None:
+    rng = np.random.default_rng(1)
+    y, d = rng.normal(size=(4, 7)), rng.normal(size=(4, 7)) * 1e-3
+    for judge in (Classes(), Values(2.0)):
+        assert (judge.directions(y, y + d) ** 2).sum() == pytest.approx(judge.loss(y, y + d), rel=1e-2)
+    assert Classes().loss(y, y + 3) == pytest.approx(0, abs=1e-12)
+    assert Values(2.0).loss(np.zeros(10), np.ones(10)) == pytest.approx(0.25)
+
+
+def test_drop_is_the_probability_that_is_lost() -> None:
+    p = np.array([[0.5, 0.3, 0.2]])
+    z = np.log(p)
+    assert Classes().drop(z, z[:, [1, 0, 2]]) == pytest.approx(20)
+    assert Classes(probabilities=True).drop(p, p[:, [1, 0, 2]]) == pytest.approx(20)
+    found = drop_of(Classes(), [z, z], [z, z[:, [1, 0, 2]]])
+    assert found.mean == pytest.approx(10)
+    assert found.error == pytest.approx(10)
+
+
+def network(classes: bool = True) -> Graph:
+    b = Build()
+    x = b.input(1, 8, 8, 4)
+    for stride in (1, 2, 2):
+        x = b.op(Clip(0.0, float("inf")), conv(b, x, 16, 3, pads=((1, 1), (1, 1)), strides=(stride, stride)))
+    x = conv(b, x, 10, 2)
+    return graph_of(b.op(Reshape((1, 10)), x) if classes else x)
+
+
+def conv(b: Build, x: Value, out: int, kernel: int, **attributes: object) -> Value:
+    """Such weights that results have about the variance of x."""
+    reach = float(np.sqrt(4 / (kernel * kernel * x.shape[3])))
+    return b.op(Conv(**attributes), x, b.const(out, kernel, kernel, x.shape[3], low=-reach, high=reach), b.const(out, low=-0.1, high=0.1))  # type: ignore[arg-type]
+
+
+def batches(count: int = 48) -> Iterator[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(7)
+    return ({"x": rng.normal(size=(1, 8, 8, 4)).astype(np.float32)} for _ in range(count))
+
+
+def test_simulation_computes_as_the_interpreter() -> None:
+    g = network()
+    (sample,) = batches(1)
+    simulation, own = Simulation(g), weights_of(g)
+    expected = np.asarray(evaluate(g, sample)[g.outputs[0]])
+    assert np.allclose(next(simulation.answers([sample])), expected, rtol=1e-4, atol=1e-4)
+    assert np.allclose(next(simulation.answers([sample], own)), expected, rtol=1e-4, atol=1e-4)
+    name = next(iter(own))
+    w, bias = own[name]
+    assert not np.allclose(next(simulation.answers([sample], {name: (w * 0.5, bias)})), expected, rtol=1e-2)
+
+
+def test_coarser_weights_cost_more_and_estimates_agree() -> None:
+    g = network()
+    own = weights_of(g)
+    forms = {bits: {n: (rounded(w, bits), bias) for n, (w, bias) in own.items()} for bits in (6, 4, 3)}
+    samples = list(batches(40))
+    found = measure_sensitivities(Simulation(g), forms, samples[:20], Classes())
+    losses = found.loss.reshape(len(own), 3)
+    assert (np.diff(losses, axis=1) > 0).all()
+    truth = measure_sensitivities(Simulation(g), forms, samples[20:], Classes())
+    assert all(tau > 0.6 for tau in rank_correlations(found, truth.loss).values())
+    assert found.joint([0]) == pytest.approx(found.loss[0])
+    assert found.joint([0, 3]) == pytest.approx(found.loss[0] + found.loss[3] + 2 * found.pairs[0, 3])
+
+
+def rounded(w: np.ndarray, bits: int) -> np.ndarray:
+    step = np.abs(w).max() / ((1 << (bits - 1)) - 1)
+    return (np.rint(w / step) * step).astype(np.float32)
+
+
+def test_automatic_choice_keeps_its_promise_with_fewer_bytes() -> None:
+    made, chosen = quantize_auto(network(), batches(), Options(), Goal(max_drop=2.0))
+    assert chosen.point.drop is not None
+    assert chosen.point.drop.mean <= 2.0
+    assert chosen.point.costs[BYTES] < chosen.reference.costs[BYTES]
+    bits = {v.inputs[1].name: v.inputs[1].type.quant.bits for v in made.integer_graph.order if isinstance(v.op, IntConv)}  # type: ignore[union-attr]
+    convs = {v.name: v.inputs[1].name for v in made.float_graph.order if v.name in chosen.plan.layers}
+    assert {name: p.weights for name, p in chosen.plan.layers.items()} == {name: bits[w] for name, w in convs.items()}
+
+
+def test_budget_of_bytes_is_kept() -> None:
+    _, chosen = quantize_auto(network(), batches(), Options(), Goal(max_bytes=4500))
+    assert chosen.point.costs[BYTES] <= 4500
+    frontier = [p.costs[BYTES] for p in chosen.frontier]
+    assert frontier == sorted(frontier)
+
+
+@pytest.mark.parametrize(
+    ("goal", "message"),
+    [(Goal(max_bytes=100), r"no choice of precisions keeps to 100 bytes .*feasible is at least \d+"), (Goal(max_drop=1e-9), r"allow [\d.]+ or more")],
+)
+def test_infeasible_goals_say_what_is_feasible(goal: Goal, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        quantize_auto(network(classes=False), batches(), Options(), goal)
+
+
+def test_too_few_samples_are_refused() -> None:
+    with pytest.raises(UsageError, match="expected at least 6"):
+        quantize_auto(network(), batches(4), Options(), Goal(max_drop=1.0))
+
+
+def test_latency_tables_are_read_as_written(tmp_path: object) -> None:
+    table = Latencies("x86_64", "a CPU", (8, 4), {"a": (2.0, 1.0), "b": (4.0, 3.5)})
+    path = f"{tmp_path}/latencies.json"
+    table.save(path)
+    assert Latencies.read(path) == table
+    assert table.of(["b", "a"], [4]).tolist() == [[3.5], [1.0]]
+    with pytest.raises(UsageError, match="lacks layer 'c'"):
+        table.of(["c"], [8])
+    with pytest.raises(UsageError, match=r"not of \[6\]"):
+        table.of(["a"], [6])
