@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import subprocess
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_an_artifact_is_complete_and_its_digests_hold(arch: str, tmp_path: Path)
     assert read_manifest(folder) == manifest
     for name, facts in manifest.files.items():
         content = (folder / name).read_bytes()
-        assert facts == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        assert facts == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "crc32": zlib.crc32(content)}
     written = json.loads((folder / "manifest.json").read_text())
     assert (written["format"], written["report"], written["certificate"]) == (1, {"layers": []}, {"ok": True})
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
