@@ -166,9 +166,9 @@ def build(model: QuantizedModel, target: str | Target = "host", *, os: str | Non
     return Program(model, row, code)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Program:
-    """A compiled network."""
+    """A compiled network. Only `threads` may be set."""
 
     model: QuantizedModel
     target: Target

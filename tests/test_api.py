@@ -55,3 +55,13 @@ def test_answers_have_16_bits() -> None:
     (logits,) = program.run_integer(feeds).values()
     assert logits.dtype == np.int16
     assert {layer.wide for layer in model.report.layers} == {None, "output of the network"}
+
+
+def test_threads_may_be_set() -> None:
+    program = qcompiler.compile(MODEL)
+    x = {v.name: np.random.default_rng(0).standard_normal(v.shape).astype(np.float32) for v in program.interface.inputs}
+    alone = program.run(x)
+    program.threads = 2
+    assert program.threads == 2
+    together = program.run(x)
+    assert all(np.array_equal(alone[name], together[name]) for name in alone)
