@@ -19,16 +19,13 @@ from pathlib import Path
 
 import click
 
-from benchmarks.compare import Turns
 from benchmarks.measure import CERTIFIED, TARGETS, all_equal, by_meaning, exactness, of_program, of_session, options_for, session
-from benchmarks.rivals import Rivals, rivals
+from benchmarks.rivals import Rivals, prepared, timed
 from benchmarks.zoo import SEQUENCE_NETWORKS, TASKS, Data, Task
 from qcompiler.api import Program, QuantizedModel, build, quantize_model
 from qcompiler.errors import QCompilerError
 from qcompiler.runtime.bench import compare
 from qcompiler.runtime.cpu import cpu_name
-
-TURNS = Turns(9, 60.0, "wall")
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,6 @@ class Plan:
     """Samples of the comparison on targets that are emulated."""
     targets: tuple[str, ...] = TARGETS
     peers: str | None = None
-    turns: Turns = TURNS
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ def measure(task: Task, data: Data, floats: float, precision: str, plan: Plan) -
         image_kb=len(host.image.data) / 1024,
         float_ms=times["float"],
         ours_ms=times["ours"],
-        rivals=rivals(task, data, host, plan.samples, plan.limit, plan.peers, plan.turns) if plan.peers else None,
+        rivals=timed(task.name, prepared(task, data, host, plan.samples, plan.limit, plan.peers)) if plan.peers else None,
     )
 
 
