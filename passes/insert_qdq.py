@@ -19,21 +19,28 @@ from qcompiler.ir.types import DType, Quantization, TensorType, quantized
 
 from .quantize_weights import quantize_weights
 from .residuals import Residual, is_exact, residuals
+from .scheme import PLAIN, Scheme
 from .storage_points import is_movement, is_stored, sharing_groups
 
 SOFTMAX = Quantization.per_tensor(1 / 256, -128)
 """The quantization of probabilities, fixed: scale 1/256 reaches [0, 255/256]."""
+SYMMETRIC_SOFTMAX = Quantization.per_tensor(1 / 128)
+"""The same without a zero point."""
 
 
 COARSER = 4.0
 """What is joined with values of so much greater range is rescaled, a pass over it, rather than lose two bits for all its readers."""
 
 
-def fixed_quantization(v: Value) -> Quantization | None:
+def fixed_quantization(v: Value, scheme: Scheme = PLAIN) -> Quantization | None:
     """The quantization that a value has by its nature, whatever the data: that of probabilities, and of integers as numbers."""
     match v.op:
+        case _ if scheme.bits > 8:
+            return None
         case Softmax(log=False):
-            return SOFTMAX
+            return SYMMETRIC_SOFTMAX if scheme.symmetric else SOFTMAX
+        case Cast() if v.inputs[0].type.dtype is DType.u8 and scheme.symmetric:
+            return None
         case Cast() if v.inputs[0].type.dtype is DType.u8:
             return Quantization.per_tensor(1.0, -128)
         case Cast() if not v.inputs[0].type.dtype.is_float:
@@ -41,17 +48,19 @@ def fixed_quantization(v: Value) -> Quantization | None:
     return None
 
 
-def share(graph: Graph, chosen: Mapping[Value, Quantization], together: Iterable[tuple[Value, Value]] = ()) -> dict[Value, Quantization]:
+def share(
+    graph: Graph, chosen: Mapping[Value, Quantization], together: Iterable[tuple[Value, Value]] = (), scheme: Scheme = PLAIN
+) -> dict[Value, Quantization]:
     """One quantization per sharing group (see `sharing_groups`): it covers the ranges chosen for all members.
 
     `chosen` may lack members that only move elements. ValueError where a group has no choice at all.
     """
     result: dict[Value, Quantization] = {}
     for group in sharing_groups(graph, lambda v, operand: _is_rescaled(graph, chosen, v, operand), together):
-        known = [q for v in group if (q := fixed_quantization(v) or _given(v) or chosen.get(v)) is not None]
+        known = [q for v in group if (q := fixed_quantization(v, scheme) or _given(v) or chosen.get(v)) is not None]
         if not known:
             raise ValueError(f"no range is known for '{group[0].name}'")
-        common = known[0] if len(set(known)) == 1 else _union(known)
+        common = known[0] if len(set(known)) == 1 else _union(known, scheme)
         result |= dict.fromkeys(group, common)
     return result
 
@@ -71,16 +80,18 @@ def _given(v: Value) -> Quantization | None:
     return operands[0] if operands and is_movement(v) else None
 
 
-def _union(known: list[Quantization]) -> Quantization:
+def _union(known: list[Quantization], scheme: Scheme) -> Quantization:
     if coded := [q for q in known if q.levels is not None]:
         return coded[0]  # the others move what the table gives
-    if max(q.bits for q in known) > 8:
+    if max(q.bits for q in known) > 8 and scheme.bits == 8:
         return max(known, key=lambda q: (q.bits, q.scale))
     lo = min(q.scale[0] * (q.qmin - q.zero_point[0]) for q in known)
     hi = max(q.scale[0] * (q.qmax - q.zero_point[0]) for q in known)
     bits = max(q.bits for q in known)
     levels, qmin = (1 << bits) - 1, -(1 << (bits - 1))
-    scale = float(np.float32((hi - lo) / levels))
+    scale = scheme.step(float(np.float32((hi - lo) / levels)))
+    if scheme.symmetric:
+        return Quantization.per_tensor(scale, 0, bits)
     return Quantization.per_tensor(scale, int(np.clip(round(qmin - lo / scale), qmin, qmin + levels)), bits)
 
 
@@ -93,6 +104,7 @@ class _Inserter:
     declined: Declined
     spell_out: bool
     widths: Mapping[Value, int]
+    scheme: Scheme = PLAIN
 
     def __post_init__(self) -> None:
         candidates = residuals(self.graph)
@@ -128,13 +140,13 @@ class _Inserter:
         if isinstance(v.op, Conv):
             inputs = self._conv_operands(v, inputs)
         elif _reads_constants(v) and not self._is_wide(v):
-            inputs = [quantized_constant(i) if _is_float_const(i) else i for i in inputs]
+            inputs = [quantized_constant(i, self.scheme) if _is_float_const(i) else i for i in inputs]
         return v if all(a is b for a, b in zip(inputs, v.inputs)) else replace(v, inputs=tuple(inputs))
 
     def _is_wide(self, v: Value) -> bool:
         """Whether constants that `v` reads are rounded to 16 bits, to its own scale, when it is lowered."""
         quant = self.quant.get(v)
-        return isinstance(v.op, (Add, Concat)) and quant is not None and quant.bits > 8
+        return isinstance(v.op, (Add, Concat)) and quant is not None and quant.bits > self.scheme.bits
 
     def _conv_operands(self, v: Value, inputs: list[Value]) -> list[Value]:
         x, w = inputs[0], inputs[1]
@@ -147,7 +159,7 @@ class _Inserter:
         if residual is not None and (result := self._result(v)) is not None and result.bits > 8:
             residual = None  # added after the requantization to 16 bits
         mean, covariance = self.means.get(v.inputs[0]), self.covariances.get(v)
-        made = quantize_weights(w.op.data, bias_data, xq, self._result(v), mean, residual, covariance, self.widths.get(v, 8))
+        made = quantize_weights(w.op.data, bias_data, xq, self._result(v), mean, residual, covariance, self.widths.get(v, 8), self.scheme)
         for channel in made.raised:
             self.declined(v, f"the weight scale of output channel {channel} was raised so that bias and accumulator fit")
         zeros = (0,) * len(made.scale)
@@ -185,13 +197,15 @@ def _reads_constants(v: Value) -> bool:
     return isinstance(v.op, (Binary, MatMul, Concat)) and not isinstance(v.op, PRelu)
 
 
-def quantized_constant(v: Value) -> Value:
-    """A float constant as Dequantize(int8 constant), symmetric; a scalar is exact."""
+def quantized_constant(v: Value, scheme: Scheme = PLAIN) -> Value:
+    """A float constant as Dequantize(integer constant), symmetric; a scalar is exact, but for the steps of powers of two."""
     assert isinstance(v.op, Const)
     data = v.op.data.astype(np.float64)
     reach = float(np.abs(data).max()) if data.size else 0.0
-    quant = Quantization.per_tensor(reach / 127 if reach > 0 else 1.0)
-    return _dequantized(quant.quantize(data).astype(np.int8), quantized(v.shape, quant), v.name)
+    greatest = (1 << (scheme.bits - 1)) - 1
+    quant = Quantization.per_tensor(scheme.step(reach / greatest) if reach > 0 else 1.0, 0, scheme.bits)
+    type = quantized(v.shape, quant)
+    return _dequantized(quant.quantize(data).astype(type.dtype.numpy), type, v.name)
 
 
 def insert_qdq(
@@ -202,6 +216,7 @@ def insert_qdq(
     spell_out: bool = False,
     covariances: Mapping[Value, NDArray[np.float64]] | None = None,
     widths: Mapping[Value, int] | None = None,
+    scheme: Scheme = PLAIN,
 ) -> Graph:
     """The Q/DQ graph. `quantization` holds every stored value (see `share`); `means`, E[x] per channel of the last axis, corrects biases.
 
@@ -210,4 +225,4 @@ def insert_qdq(
     `widths` are the bits of convolutions' weights, 8 where not given.
     """
     reasons = declined if declined is not None else Declined()
-    return _Inserter(graph, quantization, means or {}, covariances or {}, reasons, spell_out, widths or {}).run()
+    return _Inserter(graph, quantization, means or {}, covariances or {}, reasons, spell_out, widths or {}, scheme).run()

@@ -10,6 +10,7 @@ from itertools import chain, islice
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.errors import UsageError
 from qcompiler.ir.graph import Declined, Graph, Value
 from qcompiler.ir.ops import Conv
 from qcompiler.ir.pointwise import Clip, Unary
@@ -30,6 +31,7 @@ from .precision.plan import Plan
 from .prove_ranges import Bound, prove_ranges
 from .relax_clips import relax_clips
 from .reparameterize import NOT_REPARAMETERIZED, reparameterize
+from .scheme import PLAIN, Scheme
 from .simplify import simplify
 from .split_normalizations import split_normalizations
 from .storage_points import is_movement, storage_points
@@ -64,6 +66,8 @@ class Options:
     """Of what dot products read; see `widths`."""
     plan: Plan | None = None
     """Bits layer by layer, instead of the two above."""
+    scheme: Scheme = PLAIN
+    """What scales and zero points may be."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,21 @@ def quantize_lengths(
     return quantized(even, seen, options, declined), *(_replayed(g, simple, shown, even, seen, options) for g in graphs[1:])
 
 
+def exchange_graph(graph: Graph, batches: Batches, options: Options, progress: Callable[[int], None] | None = None) -> Graph:
+    """The Q/DQ graph for other tools alone, in a scheme that need not have integer kernels here: activations of 16 bits, say."""
+    declined = Declined()
+    simple = legal(graph, declined)
+    preview, batches = split_off(batches, PREVIEW_SAMPLES)
+    even = evened(simple, calibrate(simple, preview, storage_points(simple)), options, declined)
+    return spelled_out(even, observed(even, preview, batches, options, progress), options)
+
+
+def spelled_out(graph: Graph, seen: Observed, options: Options) -> Graph:
+    """The Q/DQ graph of the canonical `graph`, with the result of every convolution quantized."""
+    insert = _inserting(graph, seen, options)
+    return verify(watched("insert_qdq-exchange", insert(spell_out=True)), Stage.qdq)
+
+
 def _replayed(graph: Graph, first: Graph, shown: Mapping[Value, Statistics], even: Graph, seen: Observed, options: Options) -> Quantized:
     """`graph` quantized as another form of the same network was: `shown` of `first`, `seen` of `even`."""
     declined = Declined()
@@ -146,19 +165,27 @@ class Observed:
 def observed(graph: Graph, preview: Batches, batches: Batches, options: Options, progress: Callable[[int], None] | None) -> Observed:
     """What `batches` say of the canonical `graph`, the first of them being `preview`."""
     statistics = calibrate(graph, batches, storage_points(graph), progress)
-    quantization = choose_all(graph, statistics, options.method, options.activation_bits, options.plan)
+    quantization = choose_all(graph, statistics, options.method, options.activation_bits, options.plan, options.scheme)
     means = _means(graph, statistics) if options.correct_bias else None
     looked_at = list(islice((s for batch in preview for s in samples(graph, batch)), PREVIEW_SAMPLES))
     return Observed(quantization, means, covariances(graph, looked_at) if options.second_order else None)
 
 
 def quantized(graph: Graph, seen: Observed, options: Options, declined: Declined) -> Quantized:
-    """The stages behind calibration."""
-    widths = weight_widths(graph, options.weight_bits, options.plan)
-    insert = partial(insert_qdq, graph, seen.quantization, seen.means, covariances=seen.covariances, widths=widths)
+    """The stages behind calibration. UsageError where the scheme has no integer kernels."""
+    if options.scheme.bits > 8:
+        raise UsageError(
+            f"expected activations of 8 bits for a compiled program, found {options.scheme.bits}; the targets onnx-qdq:PROFILE write such graphs"
+        )
+    insert = _inserting(graph, seen, options)
     qdq = verify(watched("insert_qdq", insert(declined)), Stage.qdq)
     integer = verify(watched("lower", lower_to_integers(qdq)), Stage.integer)
     return Quantized(graph, qdq, integer, prove_ranges(integer), declined, insert)
+
+
+def _inserting(graph: Graph, seen: Observed, options: Options) -> Callable[..., Graph]:
+    widths = weight_widths(graph, options.weight_bits, options.plan)
+    return partial(insert_qdq, graph, seen.quantization, seen.means, covariances=seen.covariances, widths=widths, scheme=options.scheme)
 
 
 def evened(graph: Graph, shown: Mapping[Value, Statistics], options: Options, declined: Declined) -> Graph:
@@ -176,28 +203,29 @@ def evened(graph: Graph, shown: Mapping[Value, Statistics], options: Options, de
 
 
 def choose_all(
-    graph: Graph, statistics: Mapping[Value, Statistics], method: Method, bits: int = 8, plan: Plan | None = None
+    graph: Graph, statistics: Mapping[Value, Statistics], method: Method, bits: int = 8, plan: Plan | None = None, scheme: Scheme = PLAIN
 ) -> dict[Value, Quantization]:
     """The quantization of every stored value, equal where values share one.
 
     Outputs of the network are not clipped but given a margin: where the greatest of them saturate, answers tie.
     """
-    wide = wide_values(graph)
-    widths = activation_widths(graph, bits, plan) | dict.fromkeys(wide, 16)
-    chosen = {v: _choice(graph, v, s, method, widths[v]) for v, s in statistics.items()}
-    return share(graph, chosen, streams(graph, wide))
+    wide = wide_values(graph) if scheme.streams and scheme.bits == 8 else frozenset[Value]()
+    narrow = dict.fromkeys(statistics, scheme.bits) if scheme.bits > 8 else activation_widths(graph, bits, plan)
+    widths = narrow | dict.fromkeys(wide, 16)
+    chosen = {v: _choice(graph, v, s, method, widths[v], scheme) for v, s in statistics.items()}
+    return share(graph, chosen, streams(graph, wide), scheme)
 
 
-def _choice(graph: Graph, v: Value, s: Statistics, method: Method, bits: int) -> Quantization:
-    if bits > 8:
-        return wide_quantization(s)
+def _choice(graph: Graph, v: Value, s: Statistics, method: Method, bits: int, scheme: Scheme) -> Quantization:
+    if bits > scheme.bits:
+        return wide_quantization(s, scheme)
     if v in graph.outputs:
-        return widened(choose(s, MinMax(), bits), OUTPUT_MARGIN)
-    if bits < 8 and isinstance(v.op, Unary) and not isinstance(v.op, Clip):
+        return widened(choose(s, MinMax(), bits, scheme), OUTPUT_MARGIN, scheme)
+    if bits < 8 and scheme == PLAIN and isinstance(v.op, Unary) and not isinstance(v.op, Clip):
         return codebook(s, bits)
     if isinstance(method, Mse) and is_compared(graph, v):
         method = replace(method, power=2.0)
-    return choose(s, method, bits, seen=sole_function(graph, v))
+    return choose(s, method, bits, scheme, sole_function(graph, v) if bits <= 8 else None)
 
 
 def is_compared(graph: Graph, v: Value) -> bool:
@@ -205,14 +233,16 @@ def is_compared(graph: Graph, v: Value) -> bool:
     return any(isinstance(u.op, Attention) or (is_movement(u) and is_compared(graph, u)) for u in graph.uses[v])
 
 
-def wide_quantization(s: Statistics) -> Quantization:
+def wide_quantization(s: Statistics, scheme: Scheme = PLAIN) -> Quantization:
     """16 bits, symmetric: what was seen reaches 2^14 with the margin, beyond which `requantize_wide` may saturate."""
     reach = max(-s.min, s.max) * (1 + OUTPUT_MARGIN)
-    return Quantization.per_tensor(float(np.float32(reach / 2**14)) if reach > 0 else 1.0, 0, 16)
+    return Quantization.per_tensor(scheme.step(float(np.float32(reach / 2**14))) if reach > 0 else 1.0, 0, 16)
 
 
-def widened(q: Quantization, margin: float) -> Quantization:
-    """The same zero point and a coarser scale."""
+def widened(q: Quantization, margin: float, scheme: Scheme = PLAIN) -> Quantization:
+    """The same zero point and a coarser scale; a power of two, which reached up already, stays."""
+    if scheme.power_of_two:
+        return q
     return Quantization.per_tensor(float(np.float32(q.scale[0] * (1 + margin))), q.zero_point[0], q.bits)
 
 

@@ -2,7 +2,8 @@
 
     S_o = max |W_o| / 127            W_q = round(W / S_o)            b_q = round(b / (S_x S_o))
 
-Below 7 bits S_o is smaller and the greatest weights are clipped (`least_error_scale`).
+Below 7 bits S_o is smaller and the greatest weights are clipped (`least_error_scale`). A `Scheme` may ask for one scale, or for powers of two,
+of which the next finer one is tried too.
 
 Rounding is to the nearest, or of second order where the covariance of the inputs is known (`round_weights`).
 
@@ -28,6 +29,7 @@ from qcompiler.ir.types import Quantization
 from qcompiler.numerics.requantize import FRACTION_BITS, MAX_RIGHT_SHIFT
 
 from .round_weights import round_weights
+from .scheme import PLAIN, Scheme, next_power
 
 Array = NDArray[np.floating]
 MAX_BIAS = 1 << 30
@@ -35,6 +37,8 @@ MAX_ACC = (1 << 31) - (1 << 30)
 MAX_RESIDUAL_MULTIPLIER = (1 << 15) - 1
 FRACTIONS = np.linspace(1.0, 0.4, 31)
 """Of the greatest weight, where narrow weights may be clipped."""
+HALVES = np.array([1.0, 0.5])
+"""Of a power of two that reaches the greatest weight."""
 RAISED = 1.25
 """A scale is reported as raised from this factor on."""
 
@@ -58,6 +62,7 @@ def quantize_weights(
     residual: Quantization | None = None,
     covariance: NDArray[np.float64] | None = None,
     bits: int = 8,
+    scheme: Scheme = PLAIN,
 ) -> QuantizedWeights:
     """Weights [O,kh,kw,C/groups] read by an operand of quantization `x`; `out` is the result's quantization where known.
 
@@ -66,11 +71,11 @@ def quantize_weights(
     """
     w = weights.astype(np.float64)
     b = np.zeros(w.shape[0]) if bias is None else bias.astype(np.float64)
-    own = least_error_scale(w, bits, covariance)
-    scale = np.maximum(own, _least_scale(w, b, x, out))
+    own = least_error_scale(w, bits, covariance, scheme)
+    scale = _within(scheme, np.maximum(own, _least_scale(w, b, x, out, scheme)))
     if residual is not None:
         unit = residual.scale[0] / x.scale[0]
-        scale = unit / residual_multipliers(unit / scale)
+        scale = unit / residual_multipliers(unit / scale, scheme)
     greatest = (1 << (bits - 1)) - 1
     q = np.clip(np.rint(w / scale.reshape(-1, 1, 1, 1)), -greatest, greatest) if covariance is None else round_weights(w, scale, covariance, greatest)
     if mean is not None:
@@ -79,39 +84,54 @@ def quantize_weights(
     return QuantizedWeights(q.astype(np.int8), scale, np.rint(b / (x.scale[0] * scale)).astype(np.int32), raised)
 
 
-def least_error_scale(w: Array, bits: int, covariance: NDArray[np.float64] | None) -> Array:
-    """S per output channel [O]. At 7 bits and more that of the greatest weight; below, clipping pays: the fraction of it that minimises
+def least_error_scale(w: NDArray[np.float64], bits: int, covariance: NDArray[np.float64] | None, scheme: Scheme = PLAIN) -> NDArray[np.float64]:
+    """S per output channel [O]. At 7 bits and more that of the greatest weight; below, and among powers of two, clipping pays:
+    the fraction of it that minimises
 
     sum_k h_k (w_k - S clip(round(w_k / S)))^2          h the variances of the inputs, or one
     """
     greatest = (1 << (bits - 1)) - 1
     flat = w.reshape(w.shape[0], -1)
-    full = np.abs(flat).max(1) / greatest
-    if bits >= 7 or not full.any():
+    full = _within(scheme, np.abs(flat).max(1) / greatest)
+    if (bits >= 7 and not scheme.power_of_two) or not full.any():
         return full
     h = np.ones((1, flat.shape[1])) if covariance is None else np.diagonal(covariance, axis1=1, axis2=2)
     h = np.repeat(h, len(flat) // len(h), 0)
-    tried = np.stack([full * f for f in FRACTIONS])
+    tried = np.stack([full * f for f in (HALVES if scheme.power_of_two else FRACTIONS)])
     safe = np.where(tried > 0, tried, 1.0)
     errors = np.stack([(h * (flat - s[:, None] * np.clip(np.rint(flat / s[:, None]), -greatest, greatest)) ** 2).sum(1) for s in safe])
+    if not scheme.per_channel:
+        errors = np.broadcast_to(errors.sum(1, keepdims=True), errors.shape)
     return np.take_along_axis(tried, errors.argmin(0)[None], 0)[0]
 
 
-def residual_multipliers(ratio: Array) -> Array:
+def _within(scheme: Scheme, scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The least scales that `scheme` allows and that are no finer."""
+    common = scale if scheme.per_channel else np.full_like(scale, scale.max())
+    return next_power(common) if scheme.power_of_two else common
+
+
+def residual_multipliers(ratio: NDArray[np.float64], scheme: Scheme = PLAIN) -> NDArray[np.float64]:
     """m per channel: `ratio` = S_r / (S_x S_o) rounded down, so that S_o = S_r / (S_x m) is no finer than it was."""
-    return np.clip(np.floor(ratio), 1, MAX_RESIDUAL_MULTIPLIER)
+    most = (MAX_RESIDUAL_MULTIPLIER + 1) // 2 if scheme.power_of_two else MAX_RESIDUAL_MULTIPLIER
+    return np.clip(np.floor(ratio), 1, most)
 
 
-def _least_scale(w: Array, b: Array, x: Quantization, out: Quantization | None) -> Array:
-    """The smallest scale per channel for which bias, accumulator and multiplier all stay in range."""
+def _least_scale(w: NDArray[np.float64], b: NDArray[np.float64], x: Quantization, out: Quantization | None, scheme: Scheme) -> NDArray[np.float64]:
+    """The smallest scale per channel for which bias, accumulator and multiplier all stay in range. Of products of 16 bits, accumulators are
+    not ours; with one scale for all, channels that are dead need none of their own."""
     sx = x.scale[0]
     reach = np.abs(w).reshape(w.shape[0], -1).sum(1) * ((1 << x.bits) - 1)
-    least = np.maximum(np.abs(b) / (sx * MAX_BIAS), (reach + np.abs(b) / sx) / MAX_ACC)
+    least = np.abs(b) / (sx * MAX_BIAS)
+    if x.bits <= 8:
+        least = np.maximum(least, (reach + np.abs(b) / sx) / MAX_ACC)
+    dead = ~np.any(w.reshape(w.shape[0], -1), 1)
+    if not scheme.per_channel and not dead.all():
+        dead = np.zeros_like(dead)
     if out is None:
-        return np.maximum(least, np.where(np.any(w.reshape(w.shape[0], -1), 1), 0.0, 1.0 / sx))
+        return np.maximum(least, np.where(dead, 1.0 / sx, 0.0))
     # S_x S_w / S_y stays above the least multiplier; a dead channel gets 2^-8, that is eight bits below the output's step.
     step = out.scale[0] / sx
-    dead = ~np.any(w.reshape(w.shape[0], -1), 1)
     return np.maximum(least, step * np.where(dead, 2.0**-8, 2.0 ** -(MAX_RIGHT_SHIFT + FRACTION_BITS)))
 
 

@@ -6,7 +6,8 @@
     entropy       the range that minimises the Kullback-Leibler divergence of the quantized histogram (Migacz 2017, TensorRT)
 
 Every range is widened to hold zero, which is represented exactly; a range that never goes below zero gets the least zero
-point. Scales are float32 numbers, so that a quantized ONNX model holds the very same ones.
+point. Scales are float32 numbers, so that a quantized ONNX model holds the very same ones. Powers of two are rounded up from the scale of a
+range; methods that search for a range thereby compare them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import UsageError
 from qcompiler.ir.types import Quantization
+from qcompiler.passes.scheme import PLAIN, Scheme
 
 from .entropy import least_divergence
 from .histogram import Histogram
@@ -81,32 +83,32 @@ def method_named(text: str) -> Method:
 
 
 def choose(
-    statistics: Statistics, method: Method = DEFAULT, bits: int = 8, symmetric: bool = False, seen: Callable[[Floats], Floats] | None = None
+    statistics: Statistics, method: Method = DEFAULT, bits: int = 8, scheme: Scheme = PLAIN, seen: Callable[[Floats], Floats] | None = None
 ) -> Quantization:
-    """The per-tensor quantization of a value; `symmetric` asks for zero point 0 (and leaves -2^(bits-1) unused).
+    """The per-tensor quantization of a value, within `scheme`.
 
     `seen` is the function through which alone the value is read: `Mse` then minimises E |seen(x) - seen(Q(x))|^p.
     """
     if seen is not None and isinstance(method, Mse) and statistics.max > statistics.min:
-        seen_error = partial(image_error, statistics.histogram, seen, bits=bits, power=method.power)
+        seen_error = partial(image_error, statistics.histogram, seen, bits=bits, power=method.power, scheme=scheme)
         lo, hi = min(statistics.min, 0.0), max(statistics.max, 0.0)
-        return affine(*least_error_range(seen_error, lo, hi, method.candidates), bits)
+        return affine(*least_error_range(seen_error, lo, hi, method.candidates), bits, scheme)
     if statistics.max - min(statistics.min, 0.0) < NARROWEST_RANGE and statistics.min > -NARROWEST_RANGE:
-        return affine(0.0, 1.0, bits, symmetric)
-    return affine(*_range(statistics, method, bits, symmetric), bits, symmetric)
+        return affine(0.0, 1.0, bits, scheme)
+    return affine(*_range(statistics, method, bits, scheme), bits, scheme)
 
 
-def affine(lo: float, hi: float, bits: int = 8, symmetric: bool = False) -> Quantization:
-    """The quantization whose range is [lo, hi] widened to hold zero; the zero point is rounded, the scale float32."""
+def affine(lo: float, hi: float, bits: int = 8, scheme: Scheme = PLAIN) -> Quantization:
+    """The quantization whose range is [lo, hi] widened to hold zero, and to what `scheme` allows; the zero point is rounded, the scale float32."""
     lo, hi = min(lo, 0.0), max(hi, 0.0)
     qmin, qmax = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-    if symmetric:
-        return Quantization.per_tensor(float(np.float32(max(-lo, hi) / qmax)), 0, bits)
-    scale = float(np.float32((hi - lo) / (qmax - qmin)))
+    if scheme.symmetric:
+        return Quantization.per_tensor(scheme.step(float(np.float32(max(-lo, hi) / qmax))), 0, bits)
+    scale = scheme.step(float(np.float32((hi - lo) / (qmax - qmin))))
     return Quantization.per_tensor(scale, int(np.clip(np.rint(qmin - lo / scale), qmin, qmax)), bits)
 
 
-def _range(statistics: Statistics, method: Method, bits: int, symmetric: bool) -> tuple[float, float]:
+def _range(statistics: Statistics, method: Method, bits: int, scheme: Scheme) -> tuple[float, float]:
     """The range that `method` finds, within the extremes seen."""
     lo, hi = min(statistics.min, 0.0), max(statistics.max, 0.0)
     match method:
@@ -114,9 +116,9 @@ def _range(statistics: Statistics, method: Method, bits: int, symmetric: bool) -
             low, high = percentile_range(statistics.histogram, percent)
             return max(lo, low), min(hi, high)
         case Mse(power=power, candidates=candidates):
-            return least_error_range(lambda a, b: rounding_error(statistics.histogram, a, b, bits, symmetric, power), lo, hi, candidates)
+            return least_error_range(lambda a, b: rounding_error(statistics.histogram, a, b, bits, scheme, power), lo, hi, candidates)
         case Entropy():
-            limit = least_divergence(statistics.histogram, 1 << (bits - 1 if symmetric else bits))
+            limit = least_divergence(statistics.histogram, 1 << (bits - 1 if scheme.symmetric else bits))
             return max(lo, -limit), min(hi, limit)
     return lo, hi
 
@@ -129,23 +131,25 @@ def percentile_range(h: Histogram, percent: float) -> tuple[float, float]:
     return min(float(lo), 0.0) if h.first < 0 else 0.0, max(float(hi), 0.0)
 
 
-def rounding_error(h: Histogram, lo: Floats | float, hi: Floats | float, bits: int, symmetric: bool = False, power: float = 2.0) -> Floats:
+def rounding_error(h: Histogram, lo: Floats | float, hi: Floats | float, bits: int, scheme: Scheme = PLAIN, power: float = 2.0) -> Floats:
     """Sum of |x - Q(x)|^p for each candidate range, taking the elements of a bin as spread evenly over it.
 
     The integral of |x - Q(x)|^p from 0 to x >= 0 is closed: (2 n (s/2)^(p+1) + d |d|^p) / (p+1), d = x - n s, with n = round(x / s)
     held within the grid; likewise below zero.
     """
-    grids = [affine(float(a), float(b), bits, symmetric) for a, b in np.broadcast(lo, hi)]
+    grids = [affine(float(a), float(b), bits, scheme) for a, b in np.broadcast(lo, hi)]
     scale = np.array([g.scale[0] for g in grids])[:, None]
     zero = np.array([g.zero_point[0] for g in grids])[:, None]
     x = h.edges[None, :]
-    n = np.clip(np.rint(x / scale), grids[0].qmin + int(symmetric) - zero, grids[0].qmax - zero)
+    n = np.clip(np.rint(x / scale), grids[0].qmin + int(scheme.symmetric) - zero, grids[0].qmax - zero)
     d = x - n * scale
     integral = (2 * n * (scale / 2) ** (power + 1) + d * np.abs(d) ** power) / (power + 1)
     return np.asarray(np.diff(integral, axis=1) @ h.counts / h.width)
 
 
-def image_error(h: Histogram, seen: Callable[[Floats], Floats], lo: Floats | float, hi: Floats | float, bits: int, power: float) -> Floats:
+def image_error(
+    h: Histogram, seen: Callable[[Floats], Floats], lo: Floats | float, hi: Floats | float, bits: int, power: float, scheme: Scheme = PLAIN
+) -> Floats:
     """Sum of |f(x) - f(Q(x))|^p for each candidate range, f = `seen`, at `POINTS_PER_BIN` points of every bin.
 
     A flat part of f costs nothing: most levels go where f is steep, as for SiLU above zero and sigmoid around it.
@@ -157,7 +161,7 @@ def image_error(h: Histogram, seen: Callable[[Floats], Floats], lo: Floats | flo
     levels = np.arange(-(1 << (bits - 1)), 1 << (bits - 1))
     errors = []
     for a, b in np.broadcast(lo, hi):
-        grid = affine(float(a), float(b), bits)
+        grid = affine(float(a), float(b), bits, scheme)
         table = np.nan_to_num(seen(grid.dequantize(levels)))
         errors.append((np.abs(exact - table[grid.quantize(x).astype(np.int64) - levels[0]]) ** power) @ counts)
     return np.array(errors)
