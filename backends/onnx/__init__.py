@@ -9,11 +9,14 @@ How far onnxruntime may differ from our integers is stated, and measured, in `bo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from onnx import ModelProto
 
 from qcompiler.frontend.export import export
+from qcompiler.frontend.export.writer import OPSET
 from qcompiler.ir.graph import Graph, Value, substitute
 from qcompiler.ir.ops import Quantize
 from qcompiler.ir.types import DType
@@ -23,14 +26,14 @@ from .qoperator import fuse_quantized
 __all__ = ["export_qdq", "export_qoperator", "unsigned"]
 
 
-def export_qdq(graph: Graph, activations: DType | None = None) -> ModelProto:
-    """The Q/DQ graph as ONNX; `activations` i8, or u8 with every zero point higher by 128, which says the same.
+def export_qdq(graph: Graph, activations: DType | None = None, opset: int = OPSET) -> ModelProto:
+    """The Q/DQ graph as ONNX; `activations` i8, or u8 with every zero point higher by 128, which says the same (and i16 or u16 likewise).
 
     None: i8, but u8 beside values of 16 bits. Those need opset 21, where onnxruntime (up to 1.32 at least) turns int8 quantizers that it
     has moved into uint8, forgets their new attribute `output_dtype`, and refuses its own graph.
     """
     chosen = activations or (DType.u8 if any(v.type.dtype is DType.i16 for v in graph.order) else DType.i8)
-    return export(unsigned(graph) if chosen is DType.u8 else graph).model
+    return export(unsigned(graph, STORED_AS[chosen]) if chosen in STORED_AS else graph, opset=opset).model
 
 
 def export_qoperator(graph: Graph, activations: DType = DType.u8) -> ModelProto:
@@ -39,16 +42,22 @@ def export_qoperator(graph: Graph, activations: DType = DType.u8) -> ModelProto:
     return export(unsigned(graph) if activations is DType.u8 else graph, fuse=fuse_quantized).model
 
 
-def unsigned(graph: Graph) -> Graph:
-    """The same Q/DQ graph with int8 activations stored as uint8, offset by 128."""
-    return substitute(graph, _unsigned)
+STORED_AS: Mapping[DType, DType] = {DType.u8: DType.i8, DType.u16: DType.i16}
+"""Which signed type an unsigned one stands for."""
 
 
-def _unsigned(v: Value) -> Value:
-    """Quantize, and what moves its integers before they are dequantized, in uint8."""
-    moved = any(i.type.dtype is DType.u8 for i in v.inputs)
-    if v.type.quant is None or v.type.dtype is not DType.i8 or not (moved or isinstance(v.op, Quantize)):
+def unsigned(graph: Graph, signed: DType = DType.i8) -> Graph:
+    """The same Q/DQ graph with activations of the type `signed` stored as unsigned, offset by half their range."""
+    return substitute(graph, partial(_unsigned, signed))
+
+
+def _unsigned(signed: DType, v: Value) -> Value:
+    """Quantize, and what moves its integers before they are dequantized, in the unsigned type."""
+    made = next(u for u, s in STORED_AS.items() if s is signed)
+    moved = any(i.type.dtype is made for i in v.inputs)
+    if v.type.quant is None or v.type.dtype is not signed or not (moved or isinstance(v.op, Quantize)):
         return v
-    quant = replace(v.type.quant, zero_point=tuple(z + 128 for z in v.type.quant.zero_point))
-    type = replace(v.type, dtype=DType.u8, quant=quant)
+    offset = 1 << (8 * signed.numpy.itemsize - 1)
+    quant = replace(v.type.quant, zero_point=tuple(z + offset for z in v.type.quant.zero_point))
+    type = replace(v.type, dtype=made, quant=quant)
     return replace(v, op=Quantize(type) if isinstance(v.op, Quantize) else v.op, type=type)

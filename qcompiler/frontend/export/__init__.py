@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import onnx
 from onnx import ModelProto, ValueInfoProto, helper
 
+from qcompiler.errors import UnsupportedModel, UsageError
 from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.ops import Input
 
 from . import sequence as _sequence  # noqa: F401 - registers its operators with `emit`
 from .operators import emit
-from .writer import IR_VERSION, Perm, Writer, identity, layout_free, onnx_dtype
+from .writer import OLDEST_OPSET, OPSET, Perm, Writer, identity, layout_free, onnx_dtype
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ class Fused:
 Fuse = Callable[[Value], "Fused | None"]
 
 
-def export(graph: Graph, extra_outputs: Sequence[Value] = (), fuse: Fuse = lambda v: None) -> Exported:
-    """`graph` as ONNX of opset `Writer.opset`. Its outputs come first and in the IR's axis order, then one output per distinct tensor of
+def export(graph: Graph, extra_outputs: Sequence[Value] = (), fuse: Fuse = lambda v: None, opset: int = OPSET) -> Exported:
+    """`graph` as ONNX of `opset`, or of the first that has its types. Its outputs come first and in the IR's axis order, then one output per distinct tensor of
     `extra_outputs`, in whatever order of axes it exists. `fuse` may claim values (QLinearConv for Quantize(Conv) ...)."""
     fused = {v: f for v in graph.order if (f := fuse(v)) is not None}
-    w = Writer(reserved=[*(v.name for v in graph.inputs), *graph.output_names])
+    if not OLDEST_OPSET <= opset <= onnx.defs.onnx_opset_version():
+        raise UsageError(f"expected an opset from {OLDEST_OPSET} to {onnx.defs.onnx_opset_version()}, found {opset}")
+    w = Writer([*(v.name for v in graph.inputs), *graph.output_names], opset)
     for v in graph.inputs:
         w.place(v, v.name, identity(v))
     for v in _live(graph, extra_outputs, fused):
@@ -99,12 +102,28 @@ def _assemble(graph: Graph, w: Writer, extras: Mapping[Value, str], renamed: Map
     outputs |= {names[v]: _info(v, names[v], perms[v]) for v in extras if names[v] not in outputs}
     inputs = [_info(v, v.name, identity(v)) for v in graph.inputs]
     proto = helper.make_graph(w.nodes, "qcompiler", inputs, list(outputs.values()), w.initializers)
+    if w.opset < OPSET:
+        _check_known(w)
     return Exported(_model(proto, w.domains, w.opset), names, perms)
+
+
+def _check_known(w: Writer) -> None:
+    """UnsupportedModel where an older opset lacks operators, or has them without an attribute."""
+    problems = []
+    for node in (n for n in w.nodes if not n.domain):
+        try:
+            known = onnx.defs.get_schema(node.op_type, w.opset, "").attributes
+            problems += [f"{node.op_type} '{node.name}' has no attribute {a.name} in opset {w.opset}" for a in node.attribute if a.name not in known]
+        except onnx.defs.SchemaError:
+            problems.append(f"{node.op_type} '{node.name}' does not exist in opset {w.opset}; export to a newer one")
+    if problems:
+        raise UnsupportedModel(problems)
 
 
 def _model(proto: onnx.GraphProto, domains: Iterable[str], opset: int) -> ModelProto:
     opsets = [helper.make_opsetid(d, 1 if d else opset) for d in sorted({"", *domains})]
-    return helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION[opset], producer_name="qcompiler")
+    version = helper.find_min_ir_version_for(opsets, ignore_unknown=True)
+    return helper.make_model(proto, opset_imports=opsets, ir_version=version, producer_name="qcompiler")
 
 
 def _info(v: Value, name: str, perm: Perm) -> ValueInfoProto:

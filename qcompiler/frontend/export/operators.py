@@ -18,6 +18,10 @@ from .resize import standard_mode
 from .writer import CHANNELS_FIRST, Perm, Writer, axis_attribute, identity, layout_free, onnx_dtype, same_order
 
 
+AXES_ARE_INPUTS = 18
+"""The opset from which reductions other than sums take axes as an operand."""
+
+
 @singledispatch
 def emit(op: ops.Op, v: Value, w: Writer) -> None:
     """Write `v`, whose operands are already written, and place it. NotImplementedError for integer-stage operators."""
@@ -261,10 +265,16 @@ def reduced_layout(perm: Perm, axes: Sequence[int], keepdims: bool) -> Perm:
 @emit.register
 def _reduce(op: ops.Reduce, v: Value, w: Writer) -> None:
     x = v.inputs[0]
+    if op == ops.Reduce(ops.Reduction.mean, (1, 2)) and x.type.rank == 4:
+        w.place(v, w.node("GlobalAveragePool", [w.read(x, CHANNELS_FIRST)], v.name), CHANNELS_FIRST)
+        return
     perm = w.layout(x)
-    axes = w.integers(sorted(perm.index(a) for a in op.axes), f"{v.name}_axes")
+    axes = sorted(perm.index(a) for a in op.axes)
     kind = f"Reduce{op.kind.value.capitalize()}"
-    out = w.node(kind, [w.read(x), axes], v.name, keepdims=int(op.keepdims), noop_with_empty_axes=1)
+    if w.opset < AXES_ARE_INPUTS and op.kind is not ops.Reduction.sum:
+        out = w.node(kind, [w.read(x)], v.name, keepdims=int(op.keepdims), axes=axes)
+    else:
+        out = w.node(kind, [w.read(x), w.integers(axes, f"{v.name}_axes")], v.name, keepdims=int(op.keepdims), noop_with_empty_axes=1)
     w.place(v, out, reduced_layout(perm, op.axes, op.keepdims))
 
 

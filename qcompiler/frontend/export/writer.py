@@ -23,7 +23,8 @@ Perm = tuple[int, ...]
 
 OPSET, WIDE_OPSET = 20, 21
 """The second only for models that quantize to 16 bits, which the first does not know: older tools read the first."""
-IR_VERSION = {OPSET: 9, WIDE_OPSET: 10}
+OLDEST_OPSET = 13
+"""The first with scales per axis."""
 
 CHANNELS_FIRST: Perm = (0, 3, 1, 2)
 """[N,H,W,C] as NCHW; also weights [O,kh,kw,I] as OIHW."""
@@ -55,11 +56,11 @@ def same_order(shape: Sequence[int], perm: Perm) -> bool:
 class Writer:
     """Nodes and initializers under construction; `reserved` names are never given to anything else."""
 
-    def __init__(self, reserved: Sequence[str]) -> None:
+    def __init__(self, reserved: Sequence[str], opset: int = OPSET) -> None:
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
         self.domains: set[str] = set()
-        self.opset = OPSET
+        self.opset = opset
         self._taken = set(reserved)
         self._suffix: dict[str, int] = {}
         self._placed: dict[Value, dict[Perm, str]] = {}
@@ -140,8 +141,8 @@ class Writer:
 
     def affine(self, quant: Quantization, dtype: DType, name: str) -> list[str]:
         """Names of scale and zero point: rank 0 per tensor, else 1-D."""
-        if dtype is DType.i16:
-            self.opset = WIDE_OPSET
+        if dtype in (DType.i16, DType.u16):
+            self.opset = max(self.opset, WIDE_OPSET)
         if quant.axis is None:
             return [self.scalar(quant.scale[0], DType.f32), self.scalar(quant.zero_point[0], dtype)]
         scale, zero = np.array(quant.scale, np.float32), np.array(quant.zero_point, dtype.numpy)
