@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from qcompiler.api import Program, QuantizedModel, build
 from qcompiler.backends.llvm.target import find_target, host_arch
 from qcompiler.passes.pipeline import Options
+from qcompiler.passes.precision.plan import Precision
 
 TARGETS = ("host", "x86-64", "x86-64-avx2", "x86-64-avx512vnni", "arm64", "arm64-dotprod")
 CERTIFIED = ("x86-64-avx2", "x86-64-avx512vnni", "arm64-dotprod")
@@ -61,8 +61,5 @@ def all_equal(exact: Mapping[str, str]) -> bool:
 
 def options_for(precision: str) -> Options:
     """The compiler's options for 'w4a8': 4 bits of weights, 8 of activations."""
-    match = re.fullmatch(r"w(\d+)a(\d+)", precision)
-    if match is None:
-        raise ValueError(f"expected a precision such as w8a8, found '{precision}'")
-    weights, activations = map(int, match.groups())
-    return replace(Options(), weight_bits=weights, activation_bits=activations)
+    bits = Precision.parse(precision)
+    return replace(Options(), weight_bits=bits.weights, activation_bits=bits.activations)

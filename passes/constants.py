@@ -1,12 +1,15 @@
-"""Questions that rewrite rules ask about constant operands, answered in float64."""
+"""Questions that rewrite rules ask about constant operands, answered in float64, and graphs with other constants."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.ir.graph import Value
-from qcompiler.ir.ops import Const, Dequantize, constant
+from qcompiler.ir.graph import Graph, Value
+from qcompiler.ir.ops import Const, Conv, Dequantize, constant
 
 Floats = NDArray[np.float64]
 
@@ -47,3 +50,20 @@ def is_weights(v: Value) -> bool:
 def same_dtype(data: Floats, like: Value, name: str) -> Value:
     """`data` as a constant of the element type of `like`."""
     return constant(data.astype(like.type.dtype.numpy), name)
+
+
+def is_dense(v: Value) -> bool:
+    """Whether `v` is a convolution with constants that mixes all channels and pads nothing: padding is with zeros, whatever becomes of channels."""
+    if not isinstance(v.op, Conv) or any(floats(c) is None for c in v.inputs[1:]):
+        return False
+    return v.op.groups == 1 and not any(side for pad in v.op.pads for side in pad)
+
+
+def with_constants(graph: Graph, change: Mapping[Value, tuple[Value, ...]]) -> Graph:
+    """The graph in which the values in `change` have these operands behind their first."""
+    new = dict[Value, Value]()
+    for v in graph.order:
+        inputs = tuple(new[i] for i in v.inputs)
+        inputs = (inputs[0], *change[v]) if v in change else inputs
+        new[v] = v if inputs == v.inputs else replace(v, inputs=inputs)
+    return Graph(graph.inputs, tuple(new[v] for v in graph.outputs), graph.output_names)

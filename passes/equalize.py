@@ -31,7 +31,7 @@ from qcompiler.ir.ops import AveragePool, Concat, Const, Conv, Input, MaxPool, P
 from qcompiler.ir.pointwise import Add, Clip, LeakyRelu, Mul, Sub
 
 from .calibrate.statistics import Statistics
-from .constants import Floats, floats, same_dtype
+from .constants import Floats, floats, same_dtype, with_constants
 
 ALPHA, ALPHA_OF_PRODUCTS = 0.5, 1.0
 BOUND, BOUND_OF_PRODUCTS = 16.0, 64.0
@@ -70,7 +70,7 @@ def equalize(graph: Graph, statistics: Mapping[Value, Statistics], declined: Dec
             s[ids] = 1.0
             (declined or Declined())(v, f"channels are not equalized: {why}")
     changed = {v: layer for v, layer in layers.items() if _scale(v, layer, s, classes)}
-    return _with_layers(graph, changed) if changed else graph
+    return with_constants(graph, {v: _constants(v, layer) for v, layer in changed.items()}) if changed else graph
 
 
 def channel_classes(graph: Graph) -> dict[Value, Ints]:
@@ -182,17 +182,6 @@ def _scale(v: Value, layer: Layer, s: Floats, classes: Mapping[Value, Ints]) -> 
     layer.scale_outputs(1 / after)
     layer.scale_inputs(np.broadcast_to(before, v.inputs[0].shape[-1:]))
     return True
-
-
-def _with_layers(graph: Graph, changed: Mapping[Value, Layer]) -> Graph:
-    """The graph with the scaled constants in place of the old ones."""
-    new = dict[Value, Value]()
-    for v in graph.order:
-        inputs = tuple(new[i] for i in v.inputs)
-        if v in changed:
-            inputs = (inputs[0], *_constants(v, changed[v]))
-        new[v] = v if inputs == v.inputs else Value(v.op, inputs, v.type, v.name)
-    return Graph(graph.inputs, tuple(new[v] for v in graph.outputs), graph.output_names)
 
 
 def _constants(v: Value, layer: Layer) -> tuple[Value, ...]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from qcompiler.ir.ops import Conv, Reshape, Slice
 from qcompiler.ir.sequence import Attention, Rotate
 
 from .calibrate.statistics import Statistics
-from .constants import Floats, floats, same_dtype
+from .constants import Floats, floats, is_dense, same_dtype, with_constants
 
 BOUND = 16.0
 Ids = NDArray[np.int64]
@@ -92,13 +92,8 @@ class _Factors:
         """The graph with the convolutions' constants multiplied."""
         if not self.outputs and not self.inputs:
             return graph
-        new = dict[Value, Value]()
-        for v in graph.order:
-            inputs = tuple(new[i] for i in v.inputs)
-            if v in self.outputs or v in self.inputs or v in self.taken:
-                inputs = (inputs[0], *self._constants(v))
-            new[v] = v if inputs == v.inputs else replace(v, inputs=inputs)
-        return Graph(graph.inputs, tuple(new[v] for v in graph.outputs), graph.output_names)
+        changed = self.outputs.keys() | self.inputs.keys() | self.taken.keys()
+        return with_constants(graph, {v: self._constants(v) for v in changed})
 
     def _constants(self, v: Value) -> tuple[Value, ...]:
         w, *rest = (floats(c) for c in v.inputs[1:])
@@ -121,17 +116,12 @@ def source(graph: Graph, attention: Value, operand: Value) -> Source | None:
         rotation = x.op if isinstance(x.op, Rotate) else rotation
         chain.append(x.inputs[0])
     conv = chain[-1]
-    if conv in graph.outputs or not _is_dense(conv) or not _leads_only_to(graph, conv, attention):
+    if conv in graph.outputs or not is_dense(conv) or not _leads_only_to(graph, conv, attention):
         return None
     ids = np.broadcast_to(np.arange(conv.shape[-1]), conv.shape)
     for x in reversed(chain[:-1]):
         ids = ids if isinstance(x.op, Rotate) else interpret.compute(x, [ids])
     return Source(conv, np.asarray(ids[0, 0]), rotation)
-
-
-def _is_dense(conv: Value) -> bool:
-    padded = isinstance(conv.op, Conv) and any(side for pad in conv.op.pads for side in pad)
-    return isinstance(conv.op, Conv) and conv.op.groups == 1 and not padded and all(floats(c) is not None for c in conv.inputs[1:])
 
 
 def _leads_only_to(graph: Graph, v: Value, attention: Value) -> bool:
@@ -209,7 +199,7 @@ def layers_after(graph: Graph, attention: Value) -> Sequence[tuple[Value, Ids]] 
         for u in graph.uses[x]:
             if isinstance(u.op, Reshape):
                 pending.append((u, interpret.compute(u, [ids])))
-            elif _is_dense(u) and u.inputs[0] is x and (ids == ids[:1, :1, :1]).all():
+            elif is_dense(u) and u.inputs[0] is x and (ids == ids[:1, :1, :1]).all():
                 found[u].append(ids[0, 0, 0])
             else:
                 return None

@@ -34,7 +34,7 @@ from .reparameterize import NOT_REPARAMETERIZED, reparameterize
 from .scheme import PLAIN, Scheme
 from .simplify import simplify
 from .split_normalizations import split_normalizations
-from .storage_points import is_movement, storage_points
+from .storage_points import is_movement, is_stored, storage_points
 from .transfer import transferred
 from .unary_function import sole_function
 from .watch import watched
@@ -109,7 +109,7 @@ def quantize_lengths(
     declined = Declined()
     simple = legal(graphs[0], declined)
     preview, batches = split_off(batches, PREVIEW_SAMPLES)
-    shown = calibrate(simple, preview, storage_points(simple))
+    shown = calibrate(simple, preview, storage_points(simple)) if options.equalize or options.reparameterize else {}
     even = evened(simple, shown, options, declined)
     if options.plan is not None:
         options.plan.check(even)
@@ -213,7 +213,13 @@ def choose_all(
     narrow = dict.fromkeys(statistics, scheme.bits) if scheme.bits > 8 else activation_widths(graph, bits, plan)
     widths = narrow | dict.fromkeys(wide, 16)
     chosen = {v: _choice(graph, v, s, method, widths[v], scheme) for v, s in statistics.items()}
-    return share(graph, chosen, streams(graph, wide), scheme)
+    return share(graph, chosen, [*streams(graph, wide), *_alike(graph, scheme)], scheme)
+
+
+def _alike(graph: Graph, scheme: Scheme) -> list[tuple[Value, Value]]:
+    """(result, operand) pairs that the scheme wants in one scale."""
+    pairs = [(v, x) for v in graph.order if type(v.op).__name__ in scheme.same for x in v.inputs]
+    return [(v, x) for v, x in pairs if is_stored(graph, v) and is_stored(graph, x)]
 
 
 def _choice(graph: Graph, v: Value, s: Statistics, method: Method, bits: int, scheme: Scheme) -> Quantization:

@@ -19,16 +19,16 @@ activations for error of weights, as SmoothQuant does (Xiao et al. 2023, section
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from qcompiler.ir.graph import Declined, Graph, Value
-from qcompiler.ir.ops import Conv, Reshape
+from qcompiler.ir.ops import Reshape
 from qcompiler.ir.sequence import Normalize
 
 from .calibrate.statistics import Statistics
-from .constants import Floats, floats, same_dtype
+from .constants import Floats, floats, is_dense, same_dtype, with_constants
 
 LEVELS = 255
 NOT_REPARAMETERIZED = "is not reparameterized"
@@ -64,7 +64,7 @@ def why_not(graph: Graph, v: Value) -> str | None:
     if any(floats(p) is None for p in v.inputs[1:]):
         return "its parameters are computed at run time"
     for reader, through in readers(graph, v):
-        if not _absorbs(reader, through):
+        if not is_dense(reader) or reader.inputs[0] is not through:
             return f"its reader {type(reader.op).__name__} '{reader.name}' is no dense layer"
     return None
 
@@ -81,13 +81,6 @@ def readers(graph: Graph, v: Value) -> list[tuple[Value, Value]]:
             else:
                 found.append((u, x))
     return found
-
-
-def _absorbs(reader: Value, x: Value) -> bool:
-    """A convolution that mixes all channels and pads nothing (padding would be with zeros of the old meaning)."""
-    if not isinstance(reader.op, Conv) or reader.inputs[0] is not x or any(floats(p) is None for p in reader.inputs[1:]):
-        return False
-    return reader.op.groups == 1 and not any(side for pad in reader.op.pads for side in pad)
 
 
 def from_ranges(s: Statistics, strength: float) -> Reparameterization:
@@ -111,12 +104,7 @@ def applied(graph: Graph, found: Mapping[Value, Reparameterization]) -> Graph:
         change[v] = _constants(v, (gamma / p.r, (beta + p.shift) / p.r))
         for reader, _ in readers(graph, v):
             change[reader] = _absorbed(reader, p)
-    new = dict[Value, Value]()
-    for v in graph.order:
-        inputs = tuple(new[i] for i in v.inputs)
-        inputs = (inputs[0], *change[v]) if v in change else inputs
-        new[v] = v if inputs == v.inputs else replace(v, inputs=inputs)
-    return Graph(graph.inputs, tuple(new[v] for v in graph.outputs), graph.output_names)
+    return with_constants(graph, change)
 
 
 def _constants(v: Value, arrays: tuple[Floats, ...]) -> tuple[Value, ...]:

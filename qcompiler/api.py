@@ -30,10 +30,9 @@ from .passes.index_ranges import out_of_range
 from .passes.partition import Step, partition
 from .passes.pipeline import Options, Quantized, quantize_lengths
 from .passes.precision.auto import Chosen, Progress, quantize_auto
-from .passes.precision.plan import Plan
+from .passes.precision.plan import Plan, Precision
 from .passes.precision.search import Goal
 from .passes.watch import dump
-from .precision import bits_of
 from .profile import Profile, profile
 from .report import Feeds, Report, build_report
 from .runtime.artifact import Interface
@@ -109,8 +108,8 @@ def quantize_model(
 def _with_precision(options: Options, precision: str | Plan | None) -> Options:
     if precision is None or isinstance(precision, Plan):
         return options if precision is None else replace(options, plan=precision)
-    weights, activations = bits_of(precision)
-    return replace(options, weight_bits=weights, activation_bits=activations)
+    bits = Precision.parse(precision)
+    return replace(options, weight_bits=bits.weights, activation_bits=bits.activations)
 
 
 def _chosen(

@@ -50,17 +50,13 @@ class Precision:
     def parse(cls, text: str) -> Precision:
         """From w4a8 and the like. UsageError for anything else, and for widths without arithmetic."""
         found = re.fullmatch(r"w(\d+)a(\d+)", text)
-        if found is None:
-            raise UsageError(f"expected a precision such as w4a8, found {text!r}: w and the bits of weights, a and those of activations")
-        made = cls(int(found[1]), int(found[2]))
-        _check_bits(text, "weights", made.weights, WEIGHT_BITS)
-        _check_bits(text, "activations", made.activations, ACTIVATION_BITS)
-        return made
-
-
-def _check_bits(text: str, what: str, bits: int, able: range) -> None:
-    if bits not in able:
-        raise UsageError(f"precision {text!r}: expected {able.start} to {able.stop - 1} bits of {what}, found {bits}")
+        bits = (int(found[1]), int(found[2])) if found else (0, 0)
+        if bits[0] not in WEIGHT_BITS or bits[1] not in ACTIVATION_BITS:
+            raise UsageError(
+                f"expected a precision such as w8a8, w7a8, w6a6, w4a8 or w4a4, found {text!r}; "
+                "name wNaM with N from 2 to 8 bits of weights and M from 4 to 8 of activations"
+            )
+        return cls(*bits)
 
 
 @dataclass(frozen=True)

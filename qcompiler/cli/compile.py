@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qcompiler.errors import UsageError
-from qcompiler.precision import bits_of
 
 from .data import Dataset, Input
 from .ends import AS_IT_IS, Ends, ends_options
@@ -196,7 +195,7 @@ def chosen(method: str) -> Options:
 
 def wanted_precision(text: str, max_drop: float | None, max_size: int | None) -> Wanted:
     """The precision by name or by plan, and what an automatic choice is to keep to. UsageError where they do not belong together."""
-    from qcompiler.passes.precision.plan import read_plan
+    from qcompiler.passes.precision.plan import Precision, read_plan
     from qcompiler.passes.precision.search import Goal
 
     limited = max_drop is not None or max_size is not None
@@ -207,7 +206,7 @@ def wanted_precision(text: str, max_drop: float | None, max_size: int | None) ->
     if text.endswith(".toml"):
         return read_plan(text), None
     if text != AUTO:
-        bits_of(text)
+        Precision.parse(text)
     return text, Goal(max_drop, max_size) if limited else None
 
 
