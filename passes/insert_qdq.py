@@ -37,6 +37,8 @@ def fixed_quantization(v: Value, scheme: Scheme = PLAIN) -> Quantization | None:
     match v.op:
         case _ if scheme.bits > 8:
             return None
+        case _ if (given := scheme.result(v)) is not None:
+            return given
         case Softmax(log=False):
             return SYMMETRIC_SOFTMAX if scheme.symmetric else SOFTMAX
         case Cast() if v.inputs[0].type.dtype is DType.u8 and scheme.symmetric:
@@ -162,11 +164,15 @@ class _Inserter:
         made = quantize_weights(w.op.data, bias_data, xq, self._result(v), mean, residual, covariance, self.widths.get(v, 8), self.scheme)
         for channel in made.raised:
             self.declined(v, f"the weight scale of output channel {channel} was raised so that bias and accumulator fit")
-        zeros = (0,) * len(made.scale)
-        wq = TensorType(w.shape, DType.i8, Quantization(tuple(made.scale.tolist()), zeros, axis=0, bits=self.widths.get(v, 8)))
-        bq = TensorType(made.bias.shape, DType.i32, Quantization(tuple((made.scale * xq.scale[0]).tolist()), zeros, axis=0, bits=32))
+        wq = TensorType(w.shape, DType.i8, self._of_channels(made.scale, self.widths.get(v, 8)))
+        bq = TensorType(made.bias.shape, DType.i32, self._of_channels(made.scale * xq.scale[0], 32))
         name = bias.name if bias is not None else f"{v.name}.bias"
         return [x, _dequantized(made.weights, wq, w.name), _dequantized(made.bias, bq, name)]
+
+    def _of_channels(self, scale: NDArray[np.float64], bits: int) -> Quantization:
+        if self.scheme.per_channel:
+            return Quantization(tuple(scale.tolist()), (0,) * len(scale), axis=0, bits=bits)
+        return Quantization.per_tensor(float(scale[0]), 0, bits)
 
     def _result(self, v: Value) -> Quantization | None:
         if v in self.residuals:

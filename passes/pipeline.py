@@ -117,18 +117,34 @@ def quantize_lengths(
     return quantized(even, seen, options, declined), *(_replayed(g, simple, shown, even, seen, options) for g in graphs[1:])
 
 
-def exchange_graph(graph: Graph, batches: Batches, options: Options, progress: Callable[[int], None] | None = None) -> Graph:
-    """The Q/DQ graph for other tools alone, in a scheme that need not have integer kernels here: activations of 16 bits, say."""
+@dataclass(frozen=True)
+class Measured:
+    """The canonical form of a network and what calibration data say of it: quantized in any scheme without looking at the data again."""
+
+    graph: Graph
+    statistics: Mapping[Value, Statistics]
+    means: Mapping[Value, NDArray[np.float64]] | None
+    covariances: Mapping[Value, NDArray[np.float64]] | None
+
+    def observed(self, options: Options) -> Observed:
+        """Scales by the method and within the scheme of `options`."""
+        bits, plan = options.activation_bits, options.plan
+        quantization = choose_all(self.graph, self.statistics, options.method, bits, plan, options.scheme)
+        return Observed(quantization, self.means, self.covariances)
+
+
+def measured(graph: Graph, batches: Batches, options: Options, progress: Callable[[int], None] | None = None) -> Measured:
+    """An imported `graph` in canonical form, on calibration data."""
     declined = Declined()
     simple = legal(graph, declined)
     preview, batches = split_off(batches, PREVIEW_SAMPLES)
     even = evened(simple, calibrate(simple, preview, storage_points(simple)), options, declined)
-    return spelled_out(even, observed(even, preview, batches, options, progress), options)
+    return _measured(even, preview, batches, options, progress)
 
 
-def spelled_out(graph: Graph, seen: Observed, options: Options) -> Graph:
-    """The Q/DQ graph of the canonical `graph`, with the result of every convolution quantized."""
-    insert = _inserting(graph, seen, options)
+def exchange_graph(found: Measured, options: Options) -> Graph:
+    """The Q/DQ graph for other tools alone, in a scheme that need not have integer kernels here: activations of 16 bits, say."""
+    insert = _inserting(found.graph, found.observed(options), options)
     return verify(watched("insert_qdq-exchange", insert(spell_out=True)), Stage.qdq)
 
 
@@ -164,11 +180,14 @@ class Observed:
 
 def observed(graph: Graph, preview: Batches, batches: Batches, options: Options, progress: Callable[[int], None] | None) -> Observed:
     """What `batches` say of the canonical `graph`, the first of them being `preview`."""
+    return _measured(graph, preview, batches, options, progress).observed(options)
+
+
+def _measured(graph: Graph, preview: Batches, batches: Batches, options: Options, progress: Callable[[int], None] | None) -> Measured:
     statistics = calibrate(graph, batches, storage_points(graph), progress)
-    quantization = choose_all(graph, statistics, options.method, options.activation_bits, options.plan, options.scheme)
     means = _means(graph, statistics) if options.correct_bias else None
     looked_at = list(islice((s for batch in preview for s in samples(graph, batch)), PREVIEW_SAMPLES))
-    return Observed(quantization, means, covariances(graph, looked_at) if options.second_order else None)
+    return Measured(graph, statistics, means, covariances(graph, looked_at) if options.second_order else None)
 
 
 def quantized(graph: Graph, seen: Observed, options: Options, declined: Declined) -> Quantized:

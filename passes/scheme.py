@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.ir.graph import Value
+from qcompiler.ir.types import Quantization
+
 SLACK = 1e-6
 """Relative; a scale that much above a power of two is that power, rounded to float32."""
 
@@ -28,10 +31,18 @@ class Scheme:
     """Of activations: 8, or 16 for tools whose accumulators hold the products of those."""
     streams: bool = True
     """Whether outputs and residual streams may have 16 bits where others have 8."""
+    same: frozenset[str] = frozenset()
+    """ONNX names of operators whose result has the scale and zero point of what they read; movement does in any case."""
+    fixed: tuple[tuple[str, float, int], ...] = ()
+    """(ONNX operator, scale, zero point) of 8-bit results that must have these."""
 
     def step(self, scale: float) -> float:
         """`scale` itself, or the least power of two that is no finer."""
         return float(next_power(np.float64(scale))) if self.power_of_two else scale
+
+    def result(self, v: Value) -> Quantization | None:
+        """What is fixed for the result of `v`, whatever its data."""
+        return next((Quantization.per_tensor(s, z) for name, s, z in self.fixed if name == type(v.op).__name__), None)
 
 
 PLAIN = Scheme()

@@ -16,7 +16,6 @@ from functools import partial
 from onnx import ModelProto
 
 from qcompiler.frontend.export import export
-from qcompiler.frontend.export.writer import OPSET
 from qcompiler.ir.graph import Graph, Value, substitute
 from qcompiler.ir.ops import Quantize
 from qcompiler.ir.types import DType
@@ -26,7 +25,7 @@ from .qoperator import fuse_quantized
 __all__ = ["export_qdq", "export_qoperator", "unsigned"]
 
 
-def export_qdq(graph: Graph, activations: DType | None = None, opset: int = OPSET) -> ModelProto:
+def export_qdq(graph: Graph, activations: DType | None = None, opset: int | None = None) -> ModelProto:
     """The Q/DQ graph as ONNX; `activations` i8, or u8 with every zero point higher by 128, which says the same (and i16 or u16 likewise).
 
     None: i8, but u8 beside values of 16 bits. Those need opset 21, where onnxruntime (up to 1.32 at least) turns int8 quantizers that it

@@ -17,14 +17,13 @@ from qcompiler.frontend.export.operators import (
     pads_fit,
     pool_attributes,
 )
-from qcompiler.frontend.export.writer import CHANNELS_FIRST, Perm, Writer, identity
+from qcompiler.frontend.export.writer import CHANNELS_FIRST, MICROSOFT, Perm, Writer, identity
 from qcompiler.ir import ops
 from qcompiler.ir import pointwise as pw
 from qcompiler.ir.graph import Value
 from qcompiler.ir.types import DType, Quantization
 from qcompiler.passes.storage_points import is_movement
 
-MICROSOFT = "com.microsoft"
 WIDE = 16
 """Bits of values that integer operators do not know, but for movement."""
 

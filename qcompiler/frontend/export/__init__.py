@@ -43,11 +43,11 @@ class Fused:
 Fuse = Callable[[Value], "Fused | None"]
 
 
-def export(graph: Graph, extra_outputs: Sequence[Value] = (), fuse: Fuse = lambda v: None, opset: int = OPSET) -> Exported:
-    """`graph` as ONNX of `opset`, or of the first that has its types. Its outputs come first and in the IR's axis order, then one output per distinct tensor of
+def export(graph: Graph, extra_outputs: Sequence[Value] = (), fuse: Fuse = lambda v: None, opset: int | None = None) -> Exported:
+    """`graph` as ONNX of `opset`, by default `OPSET` or the first that has its types. Its outputs come first and in the IR's axis order, then one output per distinct tensor of
     `extra_outputs`, in whatever order of axes it exists. `fuse` may claim values (QLinearConv for Quantize(Conv) ...)."""
     fused = {v: f for v in graph.order if (f := fuse(v)) is not None}
-    if not OLDEST_OPSET <= opset <= onnx.defs.onnx_opset_version():
+    if opset is not None and not OLDEST_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise UsageError(f"expected an opset from {OLDEST_OPSET} to {onnx.defs.onnx_opset_version()}, found {opset}")
     w = Writer([*(v.name for v in graph.inputs), *graph.output_names], opset)
     for v in graph.inputs:

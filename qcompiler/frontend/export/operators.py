@@ -17,7 +17,6 @@ from .pointwise import clip, pointwise
 from .resize import standard_mode
 from .writer import CHANNELS_FIRST, Perm, Writer, axis_attribute, identity, layout_free, onnx_dtype, same_order
 
-
 AXES_ARE_INPUTS = 18
 """The opset from which reductions other than sums take axes as an operand."""
 
@@ -71,7 +70,8 @@ def _transpose(op: ops.Transpose, v: Value, w: Writer) -> None:
 def _reshape(op: ops.Reshape, v: Value, w: Writer) -> None:
     x = v.inputs[0]
     perm = w.layout(x) if same_order(x.shape, w.layout(x)) else identity(x)
-    w.place(v, w.node("Reshape", [w.read(x, perm), w.integers(op.shape, f"{v.name}_shape")], v.name), identity(v))
+    made = CHANNELS_FIRST if v.type.rank == 4 and same_order(op.shape, CHANNELS_FIRST) else identity(v)
+    w.place(v, w.node("Reshape", [w.read(x, perm), w.integers([op.shape[p] for p in made], f"{v.name}_shape")], v.name), made)
 
 
 @emit.register
@@ -113,8 +113,9 @@ def _sliced(w: Writer, x: str, op: ops.Slice, axes: Sequence[tuple[int, int]], n
 @emit.register
 def _pad(op: ops.Pad, v: Value, w: Writer) -> None:
     x = v.inputs[0]
-    perm, cropped = w.layout(x), ops.Slice(
-        tuple(max(-a, 0) for a, _ in op.pads), tuple(d - max(-b, 0) for d, (_, b) in zip(x.shape, op.pads)), (1,) * x.type.rank
+    perm, cropped = (
+        w.layout(x),
+        ops.Slice(tuple(max(-a, 0) for a, _ in op.pads), tuple(d - max(-b, 0) for d, (_, b) in zip(x.shape, op.pads)), (1,) * x.type.rank),
     )
     axes = [(i, p) for i, p in enumerate(perm) if min(op.pads[p]) < 0]
     name = _sliced(w, w.read(x), cropped, axes, f"{v.name}_cropped") if axes else w.read(x)
@@ -303,7 +304,8 @@ def _quantize(op: ops.Quantize, v: Value, w: Writer) -> None:
     name = w.read(x)
     if quant.bits < 8 * op.type.dtype.numpy.itemsize and quant.axis is None:
         name = _limited(w, name, v)
-    q = w.node("QuantizeLinear", [name, *w.affine(quant, op.type.dtype, v.name)], v.name, **axis_attribute(quant, perm))
+    affine = w.affine(quant, op.type.dtype, v.name)
+    q = w.node("QuantizeLinear", [name, *affine], v.name, w.quantizer_domain(op.type.dtype), **axis_attribute(quant, perm))
     w.place(v, q if quant.levels is None else _nearest_level(w, q, v), perm)
 
 

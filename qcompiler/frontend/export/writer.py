@@ -26,6 +26,9 @@ OPSET, WIDE_OPSET = 20, 21
 OLDEST_OPSET = 13
 """The first with scales per axis."""
 
+WIDE = (DType.i16, DType.u16)
+MICROSOFT = "com.microsoft"
+
 CHANNELS_FIRST: Perm = (0, 3, 1, 2)
 """[N,H,W,C] as NCHW; also weights [O,kh,kw,I] as OIHW."""
 
@@ -56,11 +59,12 @@ def same_order(shape: Sequence[int], perm: Perm) -> bool:
 class Writer:
     """Nodes and initializers under construction; `reserved` names are never given to anything else."""
 
-    def __init__(self, reserved: Sequence[str], opset: int = OPSET) -> None:
+    def __init__(self, reserved: Sequence[str], opset: int | None = None) -> None:
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
         self.domains: set[str] = set()
-        self.opset = opset
+        self.opset = OPSET if opset is None else opset
+        self._is_fixed = opset is not None
         self._taken = set(reserved)
         self._suffix: dict[str, int] = {}
         self._placed: dict[Value, dict[Perm, str]] = {}
@@ -122,7 +126,17 @@ class Writer:
 
     def _transposed(self, v: Value, perm: Perm) -> str:
         have = self.layout(v)
-        return self.node("Transpose", [self.read(v)], f"{v.name}_transposed", perm=[have.index(p) for p in perm])
+        moved = self.node("Transpose", [self.read(v)], f"{v.name}_transposed", perm=[have.index(p) for p in perm])
+        return self._stored(moved, v.inputs[0]) if isinstance(v.op, Dequantize) else moved
+
+    def _stored(self, x: str, q: Value) -> str:
+        """The tensor `x` between another pair of the quantization of `q`, as tools expect it around every operator."""
+        quant = q.type.quant
+        if quant is None or quant.axis is not None or q.type.dtype is DType.i32:
+            return x
+        affine, domain = self.affine(quant, q.type.dtype, x), self.quantizer_domain(q.type.dtype)
+        stored = self.node("QuantizeLinear", [x, *affine], f"{x}_q", domain)
+        return self.node("DequantizeLinear", [stored, *affine], f"{x}_dq", domain)
 
     def _on_demand(self, v: Value, perm: Perm) -> str:
         match v.op:
@@ -137,12 +151,17 @@ class Writer:
         """DequantizeLinear of `q` read in layout `perm`."""
         quant = q.type.quant
         assert quant is not None
-        return self.node("DequantizeLinear", [self.read(q, perm), *self.affine(quant, q.type.dtype, name)], name, **axis_attribute(quant, perm))
+        operands = [self.read(q, perm), *self.affine(quant, q.type.dtype, name)]
+        return self.node("DequantizeLinear", operands, name, self.quantizer_domain(q.type.dtype), **axis_attribute(quant, perm))
+
+    def quantizer_domain(self, dtype: DType) -> str:
+        """Where QuantizeLinear of `dtype` is defined: 16 bits came late to ONNX itself."""
+        return MICROSOFT if dtype in WIDE and self.opset < WIDE_OPSET else ""
 
     def affine(self, quant: Quantization, dtype: DType, name: str) -> list[str]:
         """Names of scale and zero point: rank 0 per tensor, else 1-D."""
-        if dtype in (DType.i16, DType.u16):
-            self.opset = max(self.opset, WIDE_OPSET)
+        if dtype in WIDE and not self._is_fixed:
+            self.opset = WIDE_OPSET
         if quant.axis is None:
             return [self.scalar(quant.scale[0], DType.f32), self.scalar(quant.zero_point[0], dtype)]
         scale, zero = np.array(quant.scale, np.float32), np.array(quant.zero_point, dtype.numpy)
