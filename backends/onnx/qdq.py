@@ -140,7 +140,8 @@ class QdqModel:
             return None
         zeros = np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64)
         axis = int(attribute(node, "axis", 1)) if scale.size > 1 else None
-        return Affine(node.input[0], kind, scale.astype(np.float64).ravel(), zeros.ravel(), axis, int(attribute(node, "block_size", 0)), data)
+        stored = node.output[0] if node.op_type == QUANTIZE else node.input[0]
+        return Affine(stored, kind, scale.astype(np.float64).ravel(), zeros.ravel(), axis, int(attribute(node, "block_size", 0)), data)
 
     def _type(self, node: NodeProto, zero: Array | None, data: Array | None) -> DType | None:
         """The integer type on the quantized side of the node; None for one that is no integer of 8 to 32 bits."""

@@ -23,6 +23,7 @@ COMMANDS = {
     "bench": "bench",
     "compare": "compare",
     "inspect": "inspect",
+    "lint": "lint",
     "package": "package",
     "targets": "targets",
 }
@@ -38,6 +39,7 @@ qcompile verify build/MODEL              bit-exact? integer-only? whole?
 qcompile bench build/MODEL MODEL.onnx    latency beside ONNX Runtime
 qcompile compare MODEL.onnx --targets .. targets side by side
 qcompile inspect build/MODEL [VALUE]     layers, scales, memory, proofs
+qcompile lint MODEL.int8.onnx --profile  will a toolchain take it?
 qcompile package build/MODEL --wheel      install it without the compiler
 qcompile targets                         what can be compiled for
 

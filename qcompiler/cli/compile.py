@@ -12,6 +12,7 @@ from qcompiler.errors import UsageError
 
 from .data import Dataset, Input
 from .ends import AS_IT_IS, Ends, ends_options
+from .exported import exported_model, findings_told, profile_of
 from .images import Preprocessing
 from .options import byte_count, data_option, image_options, json_option, named_shapes, read_data
 from .show import phases, progress, say, show_json, show_table, size, warn
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from qcompiler.passes.precision.search import Goal
 
 ONNX_TARGETS = {"onnx-qdq": "QuantizeLinear and DequantizeLinear around float operators", "onnx-qoperator": "QLinearConv and its kin"}
+SCALES = {"any": False, "power-of-two": True}
+SCALES_HELP = "power-of-two: every scale is one, so that requantization is a shift; DSPs want it, accuracy may fall by a point"
 Shapes = dict[str, list[tuple[int, ...]]]
 Wanted = tuple["str | Plan", "Goal | None"]
 AUTO = "auto"
@@ -54,6 +57,7 @@ SYNTHETIC = (
 @ends_options
 @click.option("--shape", "shapes", callback=named_shapes, multiple=True, metavar="NAME=N,N", help=SHAPE_HELP)
 @click.option("--method", type=click.Choice([REPQUANT, *PLAIN_METHODS]), default=REPQUANT, show_default=True, help=METHOD_HELP)
+@click.option("--scales", type=click.Choice(list(SCALES)), default="any", show_default=True, help=SCALES_HELP)
 @click.option("--precision", metavar="wNaM|PLAN.toml|auto", default="w8a8", show_default=True, help=PRECISION_HELP)
 @click.option("--max-drop", type=click.FloatRange(0, min_open=True), metavar="POINTS", help=DROP_HELP)
 @click.option("--max-size", callback=byte_count, metavar="SIZE", help="--precision auto: bytes of weights that layers may take, such as 1.5MB")
@@ -70,6 +74,7 @@ def command(
     ends: Ends,
     shapes: Shapes,
     method: str,
+    scales: str,
     precision: str,
     max_drop: float | None,
     max_size: int | None,
@@ -79,11 +84,20 @@ def command(
 ) -> None:
     """Compile a network. This is the command that is meant where none is named."""
     place = destination(model, target, output)
-    check_target(target)
+    profile = profile_of(target, scales, precision)
+    if profile is None:
+        check_target(target)
     check_single(target, shapes)
     wanted = wanted_precision(precision, max_drop, max_size)
-    quantized = quantized_model(model, shapes, calib, limit, how, chosen(method), as_json, ends, wanted)
-    summary = write_onnx(quantized, target, place) if target in ONNX_TARGETS else write_program(quantized, target, system, name, place, as_json)
+    options = chosen(method, scales)
+    if profile is not None:
+        network, open_shapes, data = sources(model, shapes, calib, limit, how, ends)
+        exported = exported_model(network, profile, data, open_shapes, options, as_json)
+        written_whole(place, exported.content)
+        summary = {"artifact": str(place), "target": target, **exported.facts, "synthetic": calib is None}
+    else:
+        quantized = quantized_model(model, shapes, calib, limit, how, options, as_json, ends, wanted)
+        summary = write_onnx(quantized, target, place) if is_onnx(target) else write_program(quantized, target, system, name, place, as_json)
     if calib is None:
         warn(SYNTHETIC)
     if as_json:
@@ -95,14 +109,19 @@ def command(
 def destination(model: str, target: str, output: str | None) -> Path:
     """Where the result goes. UsageError where the model is no file, or the name does not fit the target."""
     check_model(model)
-    to_onnx = target in ONNX_TARGETS
-    place = Path(output or f"build/{Path(model).stem}-{target.replace('@', '-')}{'.onnx' if to_onnx else ''}")
+    to_onnx = is_onnx(target)
+    place = Path(output or f"build/{Path(model).stem}-{target.replace('@', '-').replace(':', '-')}{'.onnx' if to_onnx else ''}")
     if to_onnx and place.suffix != ".onnx":
         raise UsageError(f"expected a file ending in .onnx for the target {target}, found '{place}'; name one with -o")
     if not to_onnx and place.suffix == ".onnx":
         raise UsageError(f"'{place}' is the name of a network, but {target} gives a folder; name one with -o, or use --target onnx-qdq")
     check_place(place)
     return place
+
+
+def is_onnx(target: str) -> bool:
+    """Whether a target is an ONNX graph, perhaps one for a profile."""
+    return target.partition(":")[0] in ONNX_TARGETS
 
 
 def check_place(place: Path) -> None:
@@ -136,7 +155,7 @@ def check_target(target: str) -> None:
 def check_single(target: str, shapes: Shapes) -> None:
     """UsageError where several shapes are to become one ONNX graph."""
     for name, several in shapes.items():
-        if target in ONNX_TARGETS and len(several) > 1:
+        if is_onnx(target) and len(several) > 1:
             raise UsageError(f"the target {target} takes one shape of each input, found {len(several)} of '{name}'; write one file for each")
 
 
@@ -151,15 +170,20 @@ def model_inputs(model: str, shapes: Shapes) -> list[Input]:
 
 
 def quantized_model(
-    model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing, options: Options, quiet: bool, ends: Ends = AS_IT_IS,
+    model: str,
+    shapes: Shapes,
+    calib: str | None,
+    limit: int | None,
+    how: Preprocessing,
+    options: Options,
+    quiet: bool,
+    ends: Ends = AS_IT_IS,
     wanted: Wanted = ("w8a8", None),
 ) -> QuantizedModel:
     """The network after calibration and quantization, with a progress bar."""
     from qcompiler.api import SYNTHETIC_SAMPLES, quantize_model
 
-    network, open_shapes = ends.applied(model, how, shapes)
-    found = calibration(model, shapes, calib, limit, ends.reading(how))
-    data = None if found is None else ends.data(model, how, found)
+    network, open_shapes, data = sources(model, shapes, calib, limit, how, ends)
     total = SYNTHETIC_SAMPLES if data is None else data.count
     with phases("calibrating", total, quiet) as tell:
         return quantize_model(
@@ -174,6 +198,13 @@ def quantized_model(
         )
 
 
+def sources(model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing, ends: Ends) -> tuple[Any, Any, Dataset | None]:
+    """The network between its ends, the shapes that are left open, and calibration data as it takes them."""
+    network, open_shapes = ends.applied(model, how, shapes)
+    found = calibration(model, shapes, calib, limit, ends.reading(how))
+    return network, open_shapes, None if found is None else ends.data(model, how, found)
+
+
 def calibration(model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing) -> Dataset | None:
     """The calibration data that the user named, if any."""
     from .data import first
@@ -185,12 +216,16 @@ def calibration(model: str, shapes: Shapes, calib: str | None, limit: int | None
     return data if limit is None else first(data, inputs, limit)
 
 
-def chosen(method: str) -> Options:
+def chosen(method: str, scales: str = "any") -> Options:
     """The quantizer's options."""
     from qcompiler.passes.calibrate import choose
     from qcompiler.passes.pipeline import Options
+    from qcompiler.passes.scheme import Scheme
 
-    return Options() if method == REPQUANT else Options(method=getattr(choose, PLAIN_METHODS[method])(), reparameterize=False)
+    scheme = Scheme(power_of_two=SCALES[scales])
+    if method == REPQUANT:
+        return Options(scheme=scheme)
+    return Options(method=getattr(choose, PLAIN_METHODS[method])(), reparameterize=False, scheme=scheme)
 
 
 def wanted_precision(text: str, max_drop: float | None, max_size: int | None) -> Wanted:
@@ -310,7 +345,7 @@ def show_summary(model: str, facts: dict[str, Any]) -> None:
     """The facts for people, and the next step."""
     place = facts["artifact"]
     if "size" in facts:
-        say(f"{place}: {facts['target']}, {size(facts['size'])}. It runs in onnxruntime and in DSP toolchains.")
+        say(f"{place}: {facts['target']}, {size(facts['size'])}. {findings_told(place, facts)}")
         return
     lowest = facts["lowest_sqnr"]
     rows = [

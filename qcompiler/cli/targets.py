@@ -17,9 +17,10 @@ def command(as_json: bool) -> None:
     """What can be compiled for."""
     rows = described()
     if as_json:
-        show_json({"targets": rows, "systems": SYSTEMS})
+        show_json({"targets": rows, "systems": SYSTEMS, "profiles": [dict(zip(("name", "title", "activations"), p)) for p in profiles()]})
         return
     show_table("Targets", ["name", "instructions", ">vector", "runs here"], [(r["name"], r["about"], r["vector_bits"], r["runs_here"]) for r in rows])
+    show_table("Profiles: onnx-qdq:NAME or onnx-qdq:NAME:TYPE", ["name", "toolchain", "activations"], profiles())
     say(f"`host` is the best that this machine runs. --os is one of {', '.join(SYSTEMS)}.")
 
 
@@ -30,6 +31,14 @@ def described() -> list[dict[str, Any]]:
     best = host_target().name
     native = [row(t.name, " ".join(t.features), t.arch, t.vector_bits, t.runs_here, t.name == best) for t in TARGETS.values()]
     return native + [row(name, text) for name, text in ONNX_TARGETS.items()]
+
+
+def profiles() -> list[tuple[str, str, str]]:
+    """(name, title, types of activations) of every profile."""
+    from qcompiler.profiles import names, profile_named
+
+    rows = (profile_named(n) for n in names())
+    return [(p.name, p.title, " ".join(t.value for t in p.activations.types)) for p in rows]
 
 
 def row(

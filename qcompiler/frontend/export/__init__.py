@@ -44,8 +44,9 @@ Fuse = Callable[[Value], "Fused | None"]
 
 
 def export(graph: Graph, extra_outputs: Sequence[Value] = (), fuse: Fuse = lambda v: None, opset: int | None = None) -> Exported:
-    """`graph` as ONNX of `opset`, by default `OPSET` or the first that has its types. Its outputs come first and in the IR's axis order, then one output per distinct tensor of
-    `extra_outputs`, in whatever order of axes it exists. `fuse` may claim values (QLinearConv for Quantize(Conv) ...)."""
+    """`graph` as ONNX of `opset`, by default `OPSET` or the first that has its types. Its outputs come first and in the IR's axis order, then
+    one output per distinct tensor of `extra_outputs`, in whatever order of axes it exists. `fuse` may claim values (QLinearConv for
+    Quantize(Conv) ...)."""
     fused = {v: f for v in graph.order if (f := fuse(v)) is not None}
     if opset is not None and not OLDEST_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise UsageError(f"expected an opset from {OLDEST_OPSET} to {onnx.defs.onnx_opset_version()}, found {opset}")
