@@ -1,4 +1,4 @@
-"""Running foreign programs: a flat image under unicorn (pip alone), or a linked one under qemu-user (`qemu`).
+"""Running foreign programs: a flat image under unicorn (pip alone), or under qemu-user (`qemu`).
 
 Buffers are laid out so that mistakes show: every input and output ends at the end of a page with nothing mapped behind it, inputs may not be
 written, the image may not be written, and the arena is the caller's memory itself. Image and arena are mapped, not copied.
@@ -28,7 +28,6 @@ from qcompiler.runtime.executor import Array, Call, Executor, check_status, open
 from qcompiler.runtime.program import Program
 
 from .image import PAGE, Image, align
-from .package import object_names
 from .qemu import QemuExecutor
 
 unicorn: Any = untyped_unicorn
@@ -203,11 +202,11 @@ def emulates(arch: str, features: Collection[str]) -> bool:
     return arch in MACHINES and MACHINES[arch].features.issuperset(features)
 
 
-def emulated(interface: Interface, image: Image, features: Collection[str] = (), obj: bytes = b"") -> Program:
-    """A program in memory under emulation: unicorn, or qemu-user (which links the Linux object `obj`) where unicorn lacks one of `features`."""
+def emulated(interface: Interface, image: Image, features: Collection[str] = ()) -> Program:
+    """A program in memory under emulation: unicorn, or qemu-user where unicorn lacks one of `features`."""
     if emulates(image.arch, features):
         return Program(interface, UnicornExecutor.of_image(image.data, image.entries, image.arch))
-    return Program(interface, QemuExecutor(obj, interface.entries, image.arch))
+    return Program(interface, QemuExecutor(image.data, image.entries, image.arch))
 
 
 def load(path: str | os.PathLike[str]) -> Program:
@@ -224,4 +223,4 @@ def _executor(folder: Path, manifest: Manifest) -> Executor:
         raise MachineError(f"'{folder}' is compiled for windows, whose calling convention is not emulated; compile for linux")
     if emulates(target.arch, target.features):
         return UnicornExecutor(open_image(folder, manifest), manifest.entries, target.arch)
-    return QemuExecutor((folder / object_names(target.os)[0]).read_bytes(), manifest.interface.entries, target.arch)
+    return QemuExecutor(bytes(open_image(folder, manifest).data), manifest.entries, target.arch)

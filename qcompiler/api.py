@@ -230,7 +230,7 @@ class Program:
             return runtime.Program.of_image(self.interface, self.image.data, self.image.entries)
         from .backends.emulate import emulated
 
-        return emulated(self.interface, self.image, self.target.features, self.code.object)
+        return emulated(self.interface, self.image, self.target.features)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Float in, float out, integers inside; a larger leading batch is looped over."""

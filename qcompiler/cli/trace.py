@@ -50,4 +50,4 @@ def run(graph: Graph, target: Target, feeds: Feeds) -> Feeds:
     image = flatten(code.object)
     if target.runs_here:
         return Program.of_image(code.interface, image.data, image.entries).run(feeds)
-    return emulated(code.interface, image, target.features, code.object).run(feeds)
+    return emulated(code.interface, image, target.features).run(feeds)

@@ -109,7 +109,7 @@ def test_foreign_programs_run_under_emulation(target: Target) -> None:
     if not emulate.emulates(target.arch, target.features) and qemu.missing_tools(target.arch):
         pytest.skip(f"not installed: {', '.join(qemu.missing_tools(target.arch))}")
     code = compiled(target)
-    check(emulate.emulated(code.interface, flatten(code.object), target.features, code.object))
+    check(emulate.emulated(code.interface, flatten(code.object), target.features))
 
 
 @pytest.mark.parametrize("share", [True, False])

@@ -35,8 +35,8 @@ def test_unicorn_runs_images_of_both_architectures(arch: str) -> None:
 
 
 @needs_qemu
-def test_qemu_runs_objects() -> None:
-    check(emulated(INTERFACE, flatten(toy("aarch64")), ("neon", "i8mm"), toy("aarch64")))
+def test_qemu_runs_images() -> None:
+    check(emulated(INTERFACE, flatten(toy("aarch64")), ("neon", "i8mm")))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -57,8 +57,8 @@ def test_artifacts_that_unicorn_cannot_run_go_to_qemu(tmp_path: Path) -> None:
 
 def test_missing_emulators_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qemu, "which", lambda tool: None)
-    with pytest.raises(MachineError, match="aarch64-linux-gnu-gcc and qemu-aarch64"):
-        emulated(INTERFACE, flatten(toy("aarch64")), ("i8mm",), toy("aarch64"))
+    with pytest.raises(MachineError, match="needs qemu-aarch64"):
+        emulated(INTERFACE, flatten(toy("aarch64")), ("i8mm",))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

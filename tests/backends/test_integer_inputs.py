@@ -73,7 +73,7 @@ def foreign(target: Target) -> runtime.Program:
     if not emulate.emulates(target.arch, target.features) and qemu.missing_tools(target.arch):
         pytest.skip(f"not installed: {', '.join(qemu.missing_tools(target.arch))}")
     code = compiled(target)
-    return emulate.emulated(code.interface, flatten(code.object), target.features, code.object)
+    return emulate.emulated(code.interface, flatten(code.object), target.features)
 
 
 def check(program: runtime.Program, floats: bool = True) -> None:
