@@ -67,6 +67,16 @@ class Fill:
 Action = Run | Copy | Fill
 
 
+def read_by(a: Action) -> tuple[Layout, ...]:
+    """What an action reads."""
+    match a:
+        case Run():
+            return a.operands
+        case Copy():
+            return (a.source,)
+    return ()
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What to do, where everything lies, and how large the arena is. `inputs` and `outputs` are the program's values."""
@@ -86,6 +96,24 @@ class Plan:
     def fills(self) -> tuple[Fill, ...]:
         """The filling actions among `actions`."""
         return tuple(a for a in self.actions if isinstance(a, Fill))
+
+    @property
+    def beside(self) -> tuple[bool, ...]:
+        """For each action, whether it may run at the same time as those behind it, up to the next for which this is false: a `Fill` of what
+        that one does not read. Borders and what they surround are different bytes, so that one may write the other."""
+        found, following = list[bool](), len(self.actions)
+        for n in reversed(range(len(self.actions))):
+            a = self.actions[n]
+            read = {self._owner(x, following) for x in read_by(self.actions[following])} if following < len(self.actions) else None
+            found.append(read is not None and isinstance(a, Fill) and self._owner(a.target, n) not in read)
+            following = following if found[-1] else n
+        return tuple(reversed(found))
+
+    def _owner(self, layout: Layout, action: int) -> Buffer | Block:
+        """The block of the arena in which `layout` lies at the time of `action`, or the caller's buffer."""
+        if not layout.in_arena:
+            return layout.buffer
+        return next(b for b in self.blocks if b.first <= action <= b.last and b.offset <= layout.offset < b.end)
 
 
 def no_scratch(step: Step) -> int:

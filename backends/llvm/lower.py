@@ -136,6 +136,7 @@ class Linker:
         self.symbol = weights.declare(self.module, f"{prefix}_constants")
         self.kernels = dict[tuple[Any, Any, bool], Emitted]()
         self._times: tuple[float, ...] = ()
+        self._beside: tuple[bool, ...] = ()
         self._check: Any | None = None
 
     def link(self, graph: Graph, steps: Sequence[Step]) -> ObjectCode:
@@ -147,9 +148,10 @@ class Linker:
         """Plan memory and launches of one form, and emit its entries."""
         self.prefix = prefix
         plan = plan_memory(graph, steps, scratch_of(self.target))
-        planned = [(launch, nanoseconds(action, self.target)) for action in plan.actions for launch in plan_action(action, self.target)]
-        launches = tuple(launch for launch, _ in planned)
-        self._times = tuple(time for _, time in planned)
+        timed = [(action, nanoseconds(action, self.target), beside) for action, beside in zip(plan.actions, plan.beside, strict=True)]
+        planned = [(launch, time, beside) for action, time, beside in timed for launch in plan_action(action, self.target)]
+        launches = tuple(launch for launch, _, _ in planned)
+        self._times, self._beside = tuple(time for _, time, _ in planned), tuple(beside for _, _, beside in planned)
         self.forms.append(self.build(plan, _inputs(plan, graph), self._outputs(plan, graph, launches), launches))
 
     def _outputs(self, plan: Plan, graph: Graph, launches: Sequence[Launch]) -> tuple[Tensor, ...]:
@@ -157,15 +159,16 @@ class Linker:
 
     def build(self, plan: Plan, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], launches: tuple[Launch, ...]) -> Form:
         """Emit all entries."""
-        kernels = [self._kernel(launch, time) for launch, time in zip(launches, self._times)]
-        divisions = tuple(pieces(e.units, time) for e, time in zip(kernels, self._times))
+        kernels = [self._kernel(launch, beside or pieces(MOST_PIECES, time) > 1) for launch, time, beside in self._planned(launches)]
+        divisions = tuple(1 if beside else pieces(e.units, time) for e, (_, time, beside) in zip(kernels, self._planned(launches)))
         staged_inputs, end = stage(inputs, plan.arena_size)
         staged_outputs, arena_size = stage(outputs, end)
         conversions = self._conversions(staged_inputs, staged_outputs)
         self._check = emit_check(self.module, self.target, self.prefix, inputs)
         run = self._integer_entry(launches, [e.function for e in kernels], len(inputs), len(outputs))
         self._float_entry(run, conversions, staged_inputs, staged_outputs)
-        works = [self._work(launch, e, n, len(inputs), len(outputs)) for launch, e, n in zip(launches, kernels, divisions)]
+        calls = [self._calls(launch, e, len(inputs), len(outputs)) for launch, e in zip(launches, kernels)]
+        works = [Work(*how) for how in zip(calls, divisions, self._beside)]
         run_parallel = self._parallel_entry(works)
         self._parallel_float_entry(run_parallel, conversions, staged_inputs, staged_outputs)
         interface = Interface(self.prefix, max(arena_size, 64), 0, inputs, outputs, parallel=True)
@@ -197,9 +200,8 @@ class Linker:
         divided = len(function.args) > len(launch.arguments)
         k.b.call(function, [*(self._argument(k, a, bases) for a in launch.arguments), *(part if divided else ())])
 
-    def _kernel(self, launch: Launch, time: float) -> Emitted:
-        """The function of this configuration, emitted when it is first met; divided where dividing might pay."""
-        divided = pieces(MOST_PIECES, time) > 1
+    def _kernel(self, launch: Launch, divided: bool) -> Emitted:
+        """The function of this configuration, emitted when it is first met."""
         key = (launch.emit, launch.config, divided)
         if key not in self.kernels:
             digest = sha256(repr(launch.config).encode()).hexdigest()[:8]
@@ -209,11 +211,14 @@ class Linker:
             self.kernels[key] = Emitted(k.ret(), k.span.units if k.span else 1)
         return self.kernels[key]
 
-    def _work(self, launch: Launch, kernel: Emitted, divided: int, inputs: int, outputs: int) -> Work:
+    def _planned(self, launches: Sequence[Launch]) -> Iterable[tuple[Launch, float, bool]]:
+        return zip(launches, self._times, self._beside, strict=True)
+
+    def _calls(self, launch: Launch, kernel: Emitted, inputs: int, outputs: int) -> Emit:
         def emit(k: Kernel, context: Sequence[Ptr], part: tuple[Any, Any]) -> None:
             self._call_part(k, launch, kernel.function, _bases(k, context, inputs, outputs), part)
 
-        return Work(emit, divided)
+        return emit
 
     def _parallel_entry(self, works: Sequence[Work]) -> Any:
         k = Kernel(self.module, self.target, f"{self.prefix}_run_parallel", PARALLEL, I32, internal=False)

@@ -3,7 +3,8 @@
     int  <prefix>_run_parallel(inputs, outputs, arena, parallel_for, pool)
     void parallel_for(task, context, count, pool)      calls task(context, i) for every i < count, in any order, on any threads
 
-Launches that are worth it become a task each; what is too short to divide is run by the caller, between them. The context is
+Launches that are worth it become a task each; what is too short to divide is run by the caller, between them. What may run beside the
+next task (the border of the buffer that it writes) is divided with it: it costs no turn, and each thread touches its own rows. The context is
 a struct on the caller's stack: (inputs, outputs, arena). The call of `parallel_for` is the only indirect one.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import takewhile
 from typing import Any
 
 from llvmlite import ir
@@ -30,17 +31,35 @@ ALL = (ir.Constant(I64, 0), ir.Constant(I64, WHOLE))
 
 @dataclass(frozen=True)
 class Work:
-    """Something to do in `pieces`."""
+    """Something to do in `pieces`; `beside`: it may be done while the next one is."""
 
     emit: Emit
     pieces: int
+    beside: bool = False
 
 
-def stages(works: Sequence[Work]) -> Iterator[tuple[Work, ...]]:
-    """What is divided by itself; what is not, as much of it as comes together."""
-    for divided, group in groupby(works, lambda w: w.pieces > 1):
-        found = tuple(group)
-        yield from ((w,) for w in found) if divided else (found,)
+@dataclass(frozen=True)
+class Stage:
+    """Works between two waits: of several pieces all are independent of each other, of one they follow each other."""
+
+    works: tuple[Work, ...]
+    pieces: int = 1
+
+
+def stages(works: Sequence[Work]) -> Iterator[Stage]:
+    """What is divided, with what may run beside it; of the rest as much as comes together."""
+    waiting = list[Work]()
+    for w in works:
+        if w.pieces > 1:
+            beside = tuple(takewhile(lambda x: x.beside, reversed(waiting)))[::-1]
+            if before := waiting[: len(waiting) - len(beside)]:
+                yield Stage(tuple(before))
+            yield Stage((*beside, w), w.pieces)
+            waiting = []
+        else:
+            waiting.append(w)
+    if waiting:
+        yield Stage(tuple(waiting))
 
 
 def context_of(k: Kernel, inputs: Ptr, outputs: Ptr, arena: Ptr) -> Ptr:
@@ -54,12 +73,12 @@ def context_of(k: Kernel, inputs: Ptr, outputs: Ptr, arena: Ptr) -> Ptr:
 def emit_stages(k: Kernel, name: str, works: Sequence[Work], context: Ptr, caller: tuple[Ptr, Ptr]) -> None:
     """Calls of all of `works`, those that are divided by `caller` = (parallel_for, pool)."""
     for n, stage in enumerate(stages(works)):
-        if stage[0].pieces > 1:
-            pieces = ir.Constant(I32, stage[0].pieces)
-            task = _task(k, f"{name}_task_{n}", stage[0])
+        if stage.pieces > 1:
+            pieces = ir.Constant(I32, stage.pieces)
+            task = _task(k, f"{name}_task_{n}", stage)
             call_through(k, caller[0].ir, PARALLEL_FOR, [address_of(k, task), context.ir, pieces, caller[1].ir])
         else:
-            k.b.call(_together(k, f"{name}_part_{n}", stage), [context.ir])
+            k.b.call(_together(k, f"{name}_part_{n}", stage.works), [context.ir])
 
 
 @dataclass(frozen=True)
@@ -84,12 +103,13 @@ def address_of(k: Kernel, function: Any) -> Any:
     return k.b.bitcast(function, PTR)
 
 
-def _task(k: Kernel, name: str, work: Work) -> Any:
+def _task(k: Kernel, name: str, stage: Stage) -> Any:
     """void task(context, index): one piece."""
     t = Kernel(k.module, k.target, name, ("context",), numbers=(I32,))
-    step = -(-WHOLE // work.pieces)
+    step = -(-WHOLE // stage.pieces)
     first = t.b.mul(t.b.zext(t.numbers[0], I64), ir.Constant(I64, step))
-    work.emit(t, _loaded(t), (first, t.b.add(first, ir.Constant(I64, step))))
+    for work in stage.works:
+        work.emit(t, _loaded(t), (first, t.b.add(first, ir.Constant(I64, step))))
     return t.ret()
 
 
