@@ -6,7 +6,7 @@
         exponentials  greatest of the row; then 8-bit differences, table, sum; written over the logits
         result        e v by blocks of channels -> requantized with the multiplier of the row
 
-Threads divide the loop over batch or heads; each piece has a slot of working memory of its own.
+Threads divide the loop over batch or heads, or that over tiles of rows; each piece has a slot of working memory of its own.
 """
 
 from __future__ import annotations
@@ -67,12 +67,16 @@ def plan_attention(run: Run, target: Target) -> Iterable[Launch]:
     numbers = Data(launch_numbers(op, q, k, values, y, c).astype(np.int32).tobytes())
     arguments = (q.argument, k.argument, values.argument, y.argument, bias, mask, table, numbers, Address.of(run.scratch))
     names = ("q", "k", "v", "y", "bias", "mask", "table", "numbers", "scratch")
-    yield Launch(emit_attention, c, names, arguments, run.step.result.name)
+    if c.by_rows:
+        here = dict(zip(names, arguments))
+        packed = ("k", "v", "numbers", "scratch")
+        yield Launch(emit_packing, c, packed, tuple(here[n] for n in packed), run.step.result.name)
+    yield Launch(emit_rows if c.by_rows else emit_attention, c, names, arguments, run.step.result.name)
 
 
 @dataclass(frozen=True)
 class Head:
-    """Pointers to what one head reads and writes: its operands, the launch's constants, and its slot's parts."""
+    """Pointers to what one head reads and writes: its operands, the launch's constants, packed keys and values, and its slot's parts."""
 
     k: Kernel
     c: AttentionConfig
@@ -82,11 +86,12 @@ class Head:
     mask: Ptr
     table: Ptr
     numbers: Ptr
+    packed: Ptr
     slot: Ptr
 
     def part(self, name: str) -> Ptr:
-        """Where a part of the slot begins."""
-        return self.slot + self.c.areas[name]
+        """Where a part of the packed operands or of the slot begins."""
+        return self.packed + self.c.packed[name] if name in self.c.packed else self.slot + self.c.areas[name]
 
     def number(self, position: int, bits: int = 32) -> Val:
         """A number of the launch in all lanes."""
@@ -98,45 +103,77 @@ class Head:
 
 
 def emit_attention(k: Kernel, c: AttentionConfig) -> None:
-    """The body of a function of ("q", "k", "v", "y", "bias", "mask", "table", "numbers", "scratch")."""
+    """The body of a function of ("q", "k", "v", "y", "bias", "mask", "table", "numbers", "scratch"), divided by heads."""
     *moving, table, numbers, scratch = k.parameters
-    shared, slot = c.sizes.h // c.sizes.g, _slot(k, c, scratch)
-    q, keys, v, y = c.strides
-    bias, mask = c.bias or (0, 0, 0), c.mask or (0, 0, 0, 0)
-    per_head = [q[2], y[2], bias[1], mask[1]]
-    strides = [
-        (q[0], shared * q[2]),
-        (keys[0], keys[2]),
-        (v[0], v[2]),
-        (y[0], shared * y[2]),
-        (bias[0], shared * bias[1]),
-        (mask[0], shared * mask[1]),
-    ]
-    with walk(k, (c.sizes.b, c.sizes.g), strides, moving) as ((at_q, at_k, at_v, at_y, at_bias, at_mask), _):
-        pack_keys(k, c, at_k, numbers, slot)
-        pack_values(k, c, at_v, slot)
+    shared, number = c.sizes.h // c.sizes.g, _slot(k, c)
+    packed = scratch + number * c.packed["end"]
+    slot = scratch + c.packed_slots * c.packed["end"] + number * c.areas["end"]
+    steps = _steps(c)
+    strides = [(batch, head if n in (1, 2) else shared * head) for n, (batch, head) in enumerate(steps)]
+    with walk(k, (c.sizes.b, c.sizes.g), strides, moving) as ((q, keys, values, *others), _):
+        pack_keys(k, c, keys, numbers, packed)
+        pack_values(k, c, values, packed)
         with k.loop(shared) as (i, _):
-            here = [p + i * s for p, s in zip((at_q, at_y, at_bias, at_mask), per_head)]
-            emit_head(Head(k, c, here[0], here[1], here[2], here[3], table, numbers, slot))
+            here = [p + i * steps[n][1] for n, p in zip((0, 3, 4, 5), (q, *others))]
+            head = Head(k, c, here[0], here[1], here[2], here[3], table, numbers, packed, slot)
+            _prepare_one_mask(head)
+            with k.loop(-(-c.sizes.n // c.tile)) as (t, _):
+                emit_tile(head, _first_row(c, t))
 
 
-def _slot(k: Kernel, c: AttentionConfig, scratch: Ptr) -> Ptr:
-    """The working memory of this piece. Pieces begin at i WHOLE / p for p <= slots, so that no two have the same floor(first slots / WHOLE)."""
+def emit_packing(k: Kernel, c: AttentionConfig) -> None:
+    """The body of a function of ("k", "v", "numbers", "scratch"): keys and values of all heads."""
+    keys, values, numbers, scratch = k.parameters
+    slots = (c.sizes.g * c.packed["end"], c.packed["end"])
+    with walk(k, (c.sizes.b, c.sizes.g), (*_steps(c)[1:3], slots), [keys, values, scratch]) as ((keys, values, packed), _):
+        pack_keys(k, c, keys, numbers, packed)
+        pack_values(k, c, values, packed)
+
+
+def emit_rows(k: Kernel, c: AttentionConfig) -> None:
+    """As `emit_attention`, divided by tiles of rows, behind `emit_packing`."""
+    *moving, table, numbers, scratch = k.parameters
+    slot = scratch + c.packed_slots * c.packed["end"] + _slot(k, c) * c.areas["end"]
+    with k.split(c.tiles) as tile:
+        heads, t = _divided(k, tile, -(-c.sizes.n // c.tile))
+        batch, h = _divided(k, heads, c.sizes.h)
+        group, _ = _divided(k, heads, c.sizes.h // c.sizes.g)
+        q, _, _, y, bias, mask = (p + batch * s[0] + h * s[1] for p, s in zip(moving, _steps(c)))
+        head = Head(k, c, q, y, bias, mask, table, numbers, scratch + group * c.packed["end"], slot)
+        _prepare_one_mask(head)
+        emit_tile(head, _first_row(c, t))
+
+
+def _steps(c: AttentionConfig) -> list[tuple[int, int]]:
+    """Bytes from one batch, and from one head, to the next: in q, k, v, y, bias and mask."""
+    every = (*c.strides, c.bias or (0, 0, 0), c.mask or (0, 0, 0, 0))
+    return [(s[0], s[2] if n < len(c.strides) else s[1]) for n, s in enumerate(every)]
+
+
+def _divided(k: Kernel, n: Count, by: int) -> tuple[Count, Count]:
+    """Quotient and remainder."""
+    if isinstance(n, int) or by == 1:
+        return (n // by, n % by) if isinstance(n, int) else (n, 0)
+    return Index(k, k.b.udiv(n.ir, k.i64(by))), Index(k, k.b.urem(n.ir, k.i64(by)))
+
+
+def _slot(k: Kernel, c: AttentionConfig) -> Count:
+    """The slot of this piece. Pieces begin at i WHOLE / p for p <= slots, so that no two have the same floor(first slots / WHOLE)."""
     if k.span is None or c.slots == 1:
-        return scratch
-    number = k.b.lshr(k.b.mul(k.span.first, k.i64(c.slots)), k.i64(WHOLE_BITS))
-    return scratch + Index(k, k.b.mul(number, k.i64(c.areas["end"])))
+        return 0
+    return Index(k, k.b.lshr(k.b.mul(k.span.first, k.i64(c.slots)), k.i64(WHOLE_BITS)))
 
 
-def emit_head(head: Head) -> None:
-    """All rows of one head."""
-    k, c = head.k, head.c
-    if c.mask is not None and c.mask_rows == 1 and not c.mask[2]:
-        prepare_mask(k, c, head.mask, head.part("masks"))
-    with k.loop(-(-c.sizes.n // c.tile)) as (t, _):
-        start = t * c.tile
-        n0 = start.minimum(c.sizes.n - c.tile) if isinstance(start, Index) else start
-        emit_tile(head, n0)
+def _first_row(c: AttentionConfig, tile: Count) -> Count:
+    """Of a tile; the last one is moved back inside."""
+    start = tile * c.tile
+    return start.minimum(c.sizes.n - c.tile) if isinstance(start, Index) else start
+
+
+def _prepare_one_mask(head: Head) -> None:
+    """The row that serves all rows of a head, where there is one."""
+    if head.c.mask is not None and head.c.mask_rows == 1 and not head.c.mask[2]:
+        prepare_mask(head.k, head.c, head.mask, head.part("masks"))
 
 
 def emit_tile(head: Head, n0: Count) -> None:

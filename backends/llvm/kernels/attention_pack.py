@@ -17,7 +17,7 @@ from .rows import load_row
 def pack_keys(k: Kernel, c: AttentionConfig, keys: Ptr, numbers: Ptr, slot: Ptr) -> None:
     """All keys of a head, block by block, and the constants of each."""
     full = c.blocks - 1 if c.last_keys < c.block else c.blocks
-    to, step = slot + c.areas["keys"], c.block * c.strides[1][1]
+    to, step = slot + c.packed["keys"], c.block * c.strides[1][1]
     if full:
         with k.loop(full) as (i, _):
             _pack_key_block(k, c, keys + i * step, c.block, 4, numbers, slot, to + i * c.key_block_bytes)
@@ -27,7 +27,7 @@ def pack_keys(k: Kernel, c: AttentionConfig, keys: Ptr, numbers: Ptr, slot: Ptr)
 
 def _pack_key_block(k: Kernel, c: AttentionConfig, keys: Ptr, n: int, count: int, numbers: Ptr, slot: Ptr, to: Ptr) -> None:
     """n keys; chunk (group, part l, register j) holds those from 4 (count l + j) on."""
-    rows, size, narrow = slot + c.areas["rows"], c.target.vector_bytes, k.narrowed(128)
+    rows, size, narrow = slot + c.packed["rows"], c.target.vector_bytes, k.narrowed(128)
     zero = k.broadcast(numbers + at.KEY_ZERO, 16)
     with k.loop(n) as (i, _):
         prepare_row(k, c.form, keys + i * c.strides[1][1], c.sizes.d, c.spaces[1], rows + i * c.query_bytes, 0, zero)
@@ -64,10 +64,10 @@ def pack_values(k: Kernel, c: AttentionConfig, values: Ptr, slot: Ptr) -> None:
 
 def _pack_value_block(k: Kernel, c: AttentionConfig, values: Ptr, n: int, slot: Ptr, block: Index | int) -> None:
     """Values of n keys into all blocks of channels; what lies behind the last key is multiplied by 0."""
-    rows, size, group = slot + c.areas["rows"], c.target.vector_bytes, c.form.group
+    rows, size, group = slot + c.packed["rows"], c.target.vector_bytes, c.form.group
     with k.loop(n) as (i, _):
         prepare_row(k, c.form, values + i * c.strides[2][1], c.sizes.e, c.spaces[2], rows + i * c.value_bytes, c.form.value_offset)
-    to = slot + c.areas["values"]
+    to = slot + c.packed["values"]
     for start, count in c.channels:
         first = to + block * (c.value_groups * count * size)
         with k.loop(-(-n // group)) as (i, _):

@@ -1,14 +1,20 @@
 """What the kernel of `IntAttention` needs to know: sizes, strides, which of its parts are there, and its working memory.
 
 Keys come in **blocks** of as many as a register has bytes (four registers of 32-bit lanes), the last one perhaps with fewer registers;
-values in blocks of channels likewise. A slot of working memory holds, one after the other:
+values in blocks of channels likewise. Working memory holds, one after the other:
 
     keys       per block [groups of D][registers], and for 8-bit forms a 32-bit constant per key
     values     per block of channels [groups of M][registers]
     rows       keys or values of one block, widened or turned unsigned, before they are packed
+
+and, a slot of its own for each piece that threads compute,
+
     queries    `tile` rows as the form wants them, and 32 bytes of numbers per row
     logits     `tile` rows of 16 bits, over which the exponentials are written
     masks      one row, or `tile` of them
+
+Where threads divide heads, each piece packs its own keys and values, in a slot of the upper parts too. Where there are too few heads for that
+to keep all threads busy, keys and values of all heads are packed first, and tiles of rows are divided (`by_rows`).
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.backends.llvm.split import MOST_PIECES
+from qcompiler.backends.llvm.split import MOST_PIECES, most_balanced
 from qcompiler.backends.llvm.target import Target
 from qcompiler.ir.integer import IntAttention
 from qcompiler.numerics.attention import MASKED
@@ -183,34 +189,56 @@ class AttentionConfig:
         return max(self.sizes.b, self.sizes.g)
 
     @property
+    def tiles(self) -> int:
+        """Tiles of rows of all heads."""
+        return self.sizes.b * self.sizes.h * -(-self.sizes.n // self.tile)
+
+    @cached_property
+    def by_rows(self) -> bool:
+        """Whether threads divide tiles of rows."""
+        if self.sizes.b * self.sizes.g > MOST_PIECES:
+            return False
+        return most_balanced({"heads": [(self.units, 1.0)], "rows": [(self.tiles, 1.0)]}) == "rows"
+
+    @property
+    def packed_slots(self) -> int:
+        """Slots for packed keys and values: of every head, or of as many as there may be pieces."""
+        return self.sizes.b * self.sizes.g if self.by_rows else self.slots
+
+    @property
     def slots(self) -> int:
-        """Slots of working memory: as many as there may be pieces."""
-        return min(self.units, MOST_PIECES)
+        """Slots for the rest: as many as there may be pieces."""
+        return min(self.tiles if self.by_rows else self.units, MOST_PIECES)
+
+    @cached_property
+    def packed(self) -> dict[str, int]:
+        """Where the parts of a slot for packed keys and values begin; `end` is its size."""
+        return starts(
+            keys=self.blocks * self.key_block_bytes,
+            values=sum(count for _, count in self.channels) * self.target.vector_bytes * self.value_groups * self.blocks,
+            rows=self.block * max(self.query_bytes, self.value_bytes),
+        )
 
     @cached_property
     def areas(self) -> dict[str, int]:
-        """Where the parts of a slot begin; `end` is its size."""
-        size = self.target.vector_bytes
-        parts = {
-            "keys": self.blocks * self.key_block_bytes,
-            "values": sum(count for _, count in self.channels) * size * self.value_groups * self.blocks,
-            "rows": self.block * max(self.query_bytes, self.value_bytes),
-            "queries": self.tile * self.query_bytes,
-            "numbers": self.tile * ROW_NUMBERS,
-            "logits": self.tile * self.logits_bytes,
-            "masks": self.mask_rows * self.blocks * self.block,
-            "end": 0,
-        }
-        starts, at = dict[str, int](), 0
-        for name, n in parts.items():
-            starts[name] = at
-            at += -(-n // 64) * 64
-        return starts
+        """The same of a slot for the rest."""
+        return starts(
+            queries=self.tile * self.query_bytes,
+            numbers=self.tile * ROW_NUMBERS,
+            logits=self.tile * self.logits_bytes,
+            masks=self.mask_rows * self.blocks * self.block,
+        )
 
     @property
     def scratch_bytes(self) -> int:
         """Of all slots."""
-        return self.slots * self.areas["end"]
+        return self.packed_slots * self.packed["end"] + self.slots * self.areas["end"]
+
+
+def starts(**parts: int) -> dict[str, int]:
+    """Parts of so many bytes one after the other, in cache lines of their own; and their `end`."""
+    sizes = [-(-n // 64) * 64 for n in parts.values()]
+    return dict(zip((*parts, "end"), (sum(sizes[:i]) for i in range(len(sizes) + 1))))
 
 
 def attention_scratch(step: Step, target: Target) -> int:
