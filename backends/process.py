@@ -24,23 +24,21 @@ class ProcessExecutor:
     def __init__(self, process: subprocess.Popen[bytes], names: Sequence[str], failure: Failure) -> None:
         self._process, self._names, self._failure = process, tuple(names), failure
         self._lock = threading.Lock()
+        self.repetitions = 1
+        self.nanoseconds: list[int] = []
+        """Of each repetition of the last call, by the clock of the machine that ran it."""
         self.close = weakref.finalize(self, _end, process)
 
     def call(self, entry: str, inputs: Sequence[Array], outputs: Sequence[Array], arena: NDArray[np.uint8]) -> None:
-        """As `Executor.call`; the arena is the process's own."""
-        self.timed(entry, inputs, outputs, arena.nbytes, 1)
-
-    def timed(self, entry: str, inputs: Sequence[Array], outputs: Sequence[Array], arena: int, repetitions: int) -> list[int]:
-        """As `call`, several times over: nanoseconds of each, by the clock of the machine that runs it."""
+        """As `Executor.call`, `repetitions` times; the arena is the process's own."""
         sizes = [a.nbytes for a in (*inputs, *outputs)]
-        words = np.array([self._names.index(entry), len(inputs), len(outputs), arena, repetitions, *sizes], "<u8")
+        words = np.array([self._names.index(entry), len(inputs), len(outputs), arena.nbytes, self.repetitions, *sizes], "<u8")
         with self._lock:
             self._send(entry, [words.tobytes(), *(a.tobytes() for a in inputs)])
-            *times, status = np.frombuffer(self._receive(entry, 8 * repetitions + 8), "<i8").tolist()
+            *self.nanoseconds, status = np.frombuffer(self._receive(entry, 8 * self.repetitions + 8), "<i8").tolist()
             for array in outputs:
                 array[...] = np.frombuffer(self._receive(entry, array.nbytes), array.dtype).reshape(array.shape)
         check_status(entry, status)
-        return times
 
     def _send(self, entry: str, parts: Sequence[bytes]) -> None:
         try:

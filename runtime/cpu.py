@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -37,8 +37,12 @@ _ADVICE = {
 
 def machine_arch() -> str:
     """Architecture of this machine as LLVM spells it: x86_64, aarch64 ..."""
-    machine = platform.machine().lower()
-    return _ARCHITECTURES.get(machine, machine)
+    return arch_named(platform.machine())
+
+
+def arch_named(machine: str) -> str:
+    """LLVM's name of what `uname -m` says."""
+    return _ARCHITECTURES.get(machine.lower(), machine.lower())
 
 
 @cache
@@ -65,8 +69,14 @@ def cpu_name() -> str:
 
 def missing_features(features: Iterable[str], arch: str) -> list[str]:
     """Those of `features` (LLVM's names) that this CPU lacks; none where the system does not tell."""
-    flags, names = cpu_flags(), _FLAGS.get(arch, {})
-    return [] if flags is None else [f for f in features if names.get(f, f) not in flags]
+    flags = cpu_flags()
+    return [] if flags is None else lacking(features, arch, flags)
+
+
+def lacking(features: Iterable[str], arch: str, flags: Collection[str]) -> list[str]:
+    """Those of `features` (LLVM's names) that are not among the `flags` of a CPU (Linux's names)."""
+    names = _FLAGS.get(arch, {})
+    return [f for f in features if names.get(f, f) not in flags]
 
 
 def advice() -> str:
@@ -81,6 +91,6 @@ def mismatch(arch: str, os: str, features: Iterable[str]) -> str | None:
         return f"expected a machine of architecture {arch}, found {machine_arch()}; compile with --target {advice()}"
     if (os == "windows") != (sys.platform == "win32"):
         return f"expected the calling convention of {os}, found {sys.platform}; compile with --target host"
-    if lacking := missing_features(features, arch):
-        return f"expected CPU features {', '.join(features)}, found a CPU without {', '.join(lacking)}; compile with --target {advice()}"
+    if missing := missing_features(features, arch):
+        return f"expected CPU features {', '.join(features)}, found a CPU without {', '.join(missing)}; compile with --target {advice()}"
     return None

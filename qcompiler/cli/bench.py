@@ -8,6 +8,7 @@ from typing import Any
 import click
 import numpy as np
 
+from qcompiler.errors import UsageError
 from qcompiler.runtime import load
 from qcompiler.runtime.bench import Latency, compare
 
@@ -27,15 +28,22 @@ OURS, FLOAT, INT8 = "compiled", "onnxruntime float", "onnxruntime int8"
 @click.argument("artifact", metavar="ARTIFACT")
 @click.argument("model", metavar="[MODEL.onnx]", required=False)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="threads of one call, here and in ONNX Runtime")
+@click.option("--device", metavar="ssh://HOST", help="measure on another machine, which ssh reaches without a question")
 @click.option("--seconds", type=click.FloatRange(0.01), default=2.0, show_default=True, help="how long to measure each")
 @click.option("--layers", is_flag=True, help="where the time goes, by layer: GOP/s, percent of this CPU's peak, times of the float layers")
 @click.option("--shape", "shapes", callback=named_shapes, multiple=True, metavar="NAME=N,N", help=SHAPE_HELP)
 @json_option
-def command(artifact: str, model: str | None, threads: int, seconds: float, layers: bool, shapes: Shapes, as_json: bool) -> None:
+def command(artifact: str, model: str | None, threads: int, seconds: float, layers: bool, shapes: Shapes, device: str | None, as_json: bool) -> None:
     """Latency, beside ONNX Runtime's on the float network and on its int8 form."""
     manifest = open_manifest(artifact)
     inputs = inputs_of(form_of(manifest.interface, shapes))
     feeds = {i.name: invented(i) for i in inputs}
+    if device is not None:
+        if model is not None or layers or threads != 1:
+            raise UsageError("--device measures the program alone, by one thread: leave out MODEL.onnx, --layers and --threads")
+        facts = remote(artifact, device, feeds, seconds)
+        show_json(facts) if as_json else show(facts)
+        return
     if layers:
         found = measured(artifact, manifest, feeds, model, seconds, as_json)
         show_json(found.as_dict()) if as_json else show_layers(f"{artifact} ({manifest.target.name})", found)
@@ -49,6 +57,20 @@ def command(artifact: str, model: str | None, threads: int, seconds: float, laye
         show_json(facts)
     else:
         show(facts)
+
+
+def remote(artifact: str, device: str, feeds: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The measurement on another machine, by its clock."""
+    from qcompiler.backends.remote import Device, open_remote
+
+    program, executor = open_remote(artifact, Device.parse(device))
+    try:
+        latency = executor.latency(lambda: program.run(feeds), seconds)
+    finally:
+        executor.close()
+    rows = {OURS: {**asdict(latency), "ratio": 1.0}}
+    target = open_manifest(artifact).target.name
+    return {"artifact": artifact, "target": target, "cpu": f"{executor.cpu} ({device})", "kind": "remote", "threads": 1, "milliseconds": rows}
 
 
 def peers(model: str | None, inputs: list[Input], threads: int, quiet: bool) -> dict[str, FloatModel]:
@@ -93,7 +115,7 @@ def described(artifact: str, target: str, threads: int, times: dict[str, Latency
     """The measurement and where it was made; ratios are times of the others over ours."""
     ours = times[OURS].median
     rows = {name: {**asdict(t), "ratio": t.median / ours} for name, t in times.items()}
-    return {"artifact": artifact, "target": target, "cpu": cpu_name(), "threads": threads, "milliseconds": rows}
+    return {"artifact": artifact, "target": target, "cpu": cpu_name(), "kind": "measured", "threads": threads, "milliseconds": rows}
 
 
 def cpu_name() -> str:
@@ -114,5 +136,5 @@ def show(facts: dict[str, Any]) -> None:
     columns = ["", ">median ms", ">10 %", ">90 %", ">calls", ">times ours"]
     rows = [(name, t["median"], t["low"], t["high"], t["calls"], f"{t['ratio']:.2f}") for name, t in facts["milliseconds"].items()]
     show_table(f"{facts['artifact']} ({facts['target']}) on {facts['cpu']}, {facts['threads']} thread(s)", columns, rows)
-    if len(rows) == 1:
+    if len(rows) == 1 and facts["kind"] == "measured":
         say(f"Name the float network to compare with ONNX Runtime: qcompile bench {facts['artifact']} MODEL.onnx")

@@ -63,6 +63,7 @@ class Comparison:
 @click.option("--emulated", type=click.IntRange(1), default=4, show_default=True, help="how many samples run on targets that are not this machine")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="threads of one call, here and in ONNX Runtime")
 @click.option("--seconds", type=click.FloatRange(0.01), default=1.0, show_default=True, help="how long to measure each")
+@click.option("--device", metavar="ssh://HOST", help="measure targets that fit another machine there; ssh must reach it without a question")
 @click.option("--require", "condition", metavar="CONDITION", help=REQUIRE_HELP)
 @click.option("--html", metavar="FILE", help="write one page that needs nothing else")
 @click.option("--csv", "table", metavar="FILE", help="write the rows as comma-separated values")
@@ -80,6 +81,7 @@ def command(
     emulated: int,
     threads: int,
     seconds: float,
+    device: str | None,
     condition: str | None,
     html: str | None,
     table: str | None,
@@ -87,12 +89,12 @@ def command(
 ) -> int:
     """One network on several targets: accuracy, latency, size, the same bits?"""
     requirement = None if condition is None else Requirement.parse(condition, NAMES)
-    names = checked(model, targets, [p for p in (html, table) if p is not None], labels, data)
+    names = checked(model, targets, [p for p in (html, table) if p is not None], labels, data, device)
     quantized = quantized_model(model, shapes, calib, limit, how, chosen(method), as_json)
     inputs = model_inputs(model, shapes)
     samples = Samples.of(invented(quantized) if data is None else first(read_data(data, inputs, how, labels), inputs, limit))
     with progress("comparing", None, as_json):
-        rows = compared(model, quantized, names, inputs, samples, Plan(emulated, seconds, threads))
+        rows = compared(model, quantized, names, inputs, samples, Plan(emulated, seconds, threads, device))
         layers = layers_of(quantized, names, samples, seconds)
     found = Comparison(model, cpu_name(), len(samples.feeds), threads, tuple(rows), layers, condition, judged(requirement, rows))
     written(found, html, table)
@@ -102,14 +104,18 @@ def command(
     return verdict(found)
 
 
-def checked(model: str, targets: str, places: Sequence[str], labels: str | None, data: str | None) -> list[str]:
+def checked(model: str, targets: str, places: Sequence[str], labels: str | None, data: str | None, device: str | None) -> list[str]:
     """The names of the targets; UsageError before any work is done."""
+    from qcompiler.backends.remote import Device
+
     check_model(model)
     names = list(dict.fromkeys(t.strip() for t in targets.split(",") if t.strip()))
     if not names:
         raise UsageError("--targets names no target; `qcompile targets` lists them")
     for name in names:
         check_target(name)
+    if device is not None:
+        Device.parse(device)
     for place in places:
         check_writable(Path(place))
     if labels is not None and data is None:

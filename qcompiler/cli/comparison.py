@@ -1,5 +1,6 @@
 """One network on several targets: accuracy, latency of a stated kind, sizes, and whether every program gave the same bits.
 
+    on a device   the first few samples are run over ssh, where it is of the target's kind, and the time measured there
     natively      every sample is run, and the time measured; programs and peers take turns
     emulated      the first few samples are run (unicorn, qemu-user), instructions of arm64 are counted; no time is given
     by meaning    the kernels of a CPU that neither this machine nor an emulator has, with generic code for each instruction
@@ -33,7 +34,8 @@ Array = NDArray[Any]
 Feeds = Mapping[str, Array]
 Call = Callable[[Feeds], Mapping[str, Array]]
 Z95 = 1.959964
-MEASURED, COUNTED = "measured", "counted"
+MEASURED, REMOTE, COUNTED = "measured", "remote", "counted"
+NATIVELY = "natively"
 FLOAT = "onnxruntime float"
 
 
@@ -164,6 +166,17 @@ class Plan:
     emulated: int = 4
     seconds: float = 1.0
     threads: int = 1
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a program was run, what it answered, instructions of one sample, milliseconds on the device."""
+
+    how: str
+    answers: Answers | None = None
+    instructions: int | None = None
+    remote_ms: float | None = None
 
 
 def compiled_rows(
@@ -173,17 +186,19 @@ def compiled_rows(
     few = samples.feeds[: plan.emulated]
     output = model.graphs.integer_graph.output_names[0]
     truth = asked(lambda f: _reference(model, f), few, output)
-    found = {name: _run(program, samples, few, output) for name, program in programs.items()}
-    whole = next((a for _, a, _ in found.values() if a is not None and len(a.digests) == len(samples.feeds)), None)
+    found = {name: _run(program, samples, few, output, plan) for name, program in programs.items()}
+    known = (ran.answers for ran in found.values() if ran.answers is not None)
+    whole = next((a for a in known if len(a.digests) == len(samples.feeds)), None)
     if whole is not None and len(whole.digests) > len(truth.digests) and whole.agrees(truth):
         truth = whole
     rows = list[Row]()
-    for name, (ran, answers, instructions) in found.items():
+    for name, ran in found.items():
+        answers = ran.answers
         same = None if answers is None else answers.agrees(truth)
-        row = _described(name, programs[name], ran, 0 if answers is None else len(answers.digests), same, instructions)
+        row = _described(name, programs[name], ran, same)
         judging = answers if answers is not None and len(answers.digests) == len(samples.feeds) else truth if same else None
         rows.append(samples.judged(row, judging, real) if judging is not None and len(judging.digests) == len(samples.feeds) else row)
-    return rows, {name: _timed(programs[name], samples.feeds[0], plan.threads) for name, (ran, _, _) in found.items() if ran == "natively"}
+    return rows, {name: _timed(programs[name], samples.feeds[0], plan.threads) for name, ran in found.items() if ran.how == NATIVELY}
 
 
 def _timed(program: Program, feeds: Feeds, threads: int) -> Callable[[], object]:
@@ -197,26 +212,42 @@ def _reference(model: QuantizedModel, feeds: Feeds) -> Mapping[str, Array]:
     return reference_run(model.graphs.integer_graph, feeds)
 
 
-def _run(program: Program, samples: Samples, few: Sequence[Feeds], output: str) -> tuple[str, Answers | None, int | None]:
-    """(how it was run, what it answered, instructions of one sample)."""
+def _run(program: Program, samples: Samples, few: Sequence[Feeds], output: str, plan: Plan) -> Ran:
     if program.elf is None:
-        return "not run", None, None
+        return Ran("not run")
+    if plan.device is not None and (ran := _run_on_device(program, few, output, plan.device, plan.seconds)) is not None:
+        return ran
     if program.target.runs_here:
-        return "natively", asked(program.run, samples.feeds, output), None
+        return Ran(NATIVELY, asked(program.run, samples.feeds, output))
     try:
-        return "emulated", asked(program.run, few, output), _counted(program, few[0])
+        return Ran("emulated", asked(program.run, few, output), _counted(program, few[0]))
     except MachineError:
         return _run_by_meaning(program, few, output)
 
 
-def _run_by_meaning(program: Program, few: Sequence[Feeds], output: str) -> tuple[str, Answers | None, int | None]:
+def _run_on_device(program: Program, few: Sequence[Feeds], output: str, address: str, seconds: float) -> Ran | None:
+    """None where the device is of another kind than the program."""
+    from qcompiler.backends.remote import Device, Unfit, remote
+
+    try:
+        there, executor = remote(program.interface, program.image, program.target, Device.parse(address))
+    except Unfit:
+        return None
+    try:
+        answers = asked(there.run, few, output)
+        return Ran(f"on {executor.cpu}", answers, None, executor.latency(lambda: there.run(few[0]), seconds).median)
+    finally:
+        executor.close()
+
+
+def _run_by_meaning(program: Program, few: Sequence[Feeds], output: str) -> Ran:
     from qcompiler.api import build
 
     try:
         generic = build(program.model, program.target.generic(), os="linux")
-        return "by meaning", asked(generic.run, few, output), None
+        return Ran("by meaning", asked(generic.run, few, output))
     except (QCompilerError, RuntimeFailure):  # generic code that this CPU's baseline cannot hold without a library
-        return "not run", None, None
+        return Ran("not run")
 
 
 def _counted(program: Program, feeds: Feeds) -> int | None:
@@ -232,10 +263,13 @@ def _counted(program: Program, feeds: Feeds) -> int | None:
     return executor.instructions
 
 
-def _described(name: str, program: Program, ran: str, samples: int, same: bool | None, instructions: int | None) -> Row:
+def _described(name: str, program: Program, ran: Ran, same: bool | None) -> Row:
     interface, code = program.interface, None if program.elf is None else program.image.code_size
-    kind = None if instructions is None else COUNTED
-    row = Row(name, True, ran, samples, latency_kind=kind, instructions=instructions, code_bytes=code, same_bits=same)
+    kind = REMOTE if ran.remote_ms is not None else COUNTED if ran.instructions is not None else None
+    samples = 0 if ran.answers is None else len(ran.answers.digests)
+    row = Row(
+        name, True, ran.how, samples, latency_ms=ran.remote_ms, latency_kind=kind, instructions=ran.instructions, code_bytes=code, same_bits=same
+    )
     return replace(row, weight_bytes=interface.weights_size, arena_bytes=interface.arena_size, macs=program.report.macs)
 
 
