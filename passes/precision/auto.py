@@ -6,7 +6,9 @@ The promise is checked on the Q/DQ network, with 8-bit activations and the weigh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +24,7 @@ from .loss import Drop, Judge, drop_of, judge_of
 from .plan import Plan, Precision
 from .search import BYTES, MILLISECONDS, Choice, Goal, Point, Search, problem_of
 from .sensitivity import Sensitivities, measure_sensitivities, rank_correlations
-from .simulate import Feeds, Simulation, Weights, weighted_layers, weights_of
+from .simulate import Feeds, Simulation, weighted_layers, weights_of
 
 WIDTHS = (8, 4)
 """Those that differ in cost, the reference first."""
@@ -30,8 +32,10 @@ FASTER = (8, 7, 6, 4)
 """Where time counts: between 8 and 4 bits, sums of 16 bits pair more often."""
 LEAST, MOST, PRODUCTS = 16, 256, 4e11
 """Samples on which sensitivities are measured: as many as take so many multiply-accumulates, within bounds."""
-HELD_OUT, EVERY = 256, 3
+HELD_OUT, EVERY = 256, 2
 """Of so many samples the last is held out from calibration, up to a number."""
+Meter = Callable[[Mapping[int, pipeline.Quantized]], Latencies]
+"""Finds the latencies of a network that is given with its weights in every width."""
 Progress = Callable[[str, int, int], None]
 """Hears what is being done, how much of it is, and of how much (0: unknown)."""
 
@@ -47,7 +51,12 @@ class Chosen:
     point: Point
     reference: Point
     """Eight bits everywhere."""
-    frontier: tuple[Point, ...]
+    _search: Search = field(repr=False, compare=False)
+
+    @cached_property
+    def frontier(self) -> tuple[Point, ...]:
+        """Choices of least expected loss from the fewest bytes to the most, not measured; solving for them takes a moment."""
+        return tuple(self._search.frontier())
 
 
 class HeldOut:
@@ -73,10 +82,17 @@ def quantize_auto(
     batches: Iterable[Feeds],
     options: pipeline.Options,
     goal: Goal,
-    latencies: Latencies | None = None,
+    latencies: Latencies | Meter | None = None,
     progress: Progress | None = None,
+    saved: Path | None = None,
 ) -> tuple[pipeline.Quantized, Chosen]:
-    """The network quantized by the best plan for `goal`. UsageError where there is none, or too few samples to tell."""
+    """The network quantized by the best plan for `goal`. UsageError where there is none, or too few samples to tell.
+
+    A limit of latency needs `latencies`, a table or what makes one. Sensitivities are kept in the folder `saved`, where a run that was interrupted
+    is taken up.
+    """
+    if goal.max_latency is not None and latencies is None:
+        raise UsageError("a greatest latency needs a target whose latencies are measured, or a latency table")
     tell = progress or (lambda what, done, total: None)
     declined = Declined()
     simple = pipeline.legal(graph, declined)
@@ -87,7 +103,7 @@ def quantize_auto(
     seen = pipeline.observed(even, preview, rest, options, lambda n: tell("calibrating", n, 0))
     if len(held.samples) < 2:
         raise UsageError(f"automatic precision needs calibration samples to hold out: expected at least {2 * EVERY}, found too few")
-    auto = Auto(even, seen, options, held.samples, goal, latencies, tell)
+    auto = Auto(even, seen, options, held.samples, goal, latencies, tell, saved)
     chosen = auto.run(held.looked_at)
     return pipeline.quantized(even, seen, replace(options, plan=chosen.plan), declined), chosen
 
@@ -102,17 +118,28 @@ class Auto:
         options: pipeline.Options,
         held: Sequence[Feeds],
         goal: Goal,
-        latencies: Latencies | None,
+        latencies: Latencies | Meter | None,
         tell: Progress,
+        saved: Path | None = None,
     ) -> None:
         self.graph, self.seen, self.options, self.held = graph, seen, options, held
-        self.goal, self.latencies, self.tell = goal, latencies, tell
+        self.goal, self.tell, self.saved = goal, tell, saved
         self.layers = tuple(v.name for v in weighted_layers(graph))
-        self.widths = WIDTHS if latencies is None else tuple(w for w in FASTER if w in latencies.widths)
+        self.widths = self._able(latencies)
         self.network = Simulation(graph)
         self.answers = list(self.network.answers(held))
         self.judge: Judge = judge_of(graph, self.answers)
-        self.forms, self.integer = self._rounded()
+        made = self._rounded()
+        self.forms, self.integer = {bits: weights_of(q.qdq_graph) for bits, q in made.items()}, Simulation(made[8].qdq_graph)
+        self.latencies = latencies if isinstance(latencies, Latencies) or latencies is None else latencies(made)
+
+    def _able(self, latencies: Latencies | Meter | None) -> tuple[int, ...]:
+        """The widths to choose from. UsageError where a table lacks the reference."""
+        if not isinstance(latencies, Latencies):
+            return WIDTHS if latencies is None else FASTER
+        if found := tuple(w for w in FASTER if w in latencies.widths) if 8 in latencies.widths else ():
+            return found
+        raise UsageError(f"the latency table of {latencies.target} lacks weights of 8 bits, found {list(latencies.widths)}; measure it again")
 
     def run(self, looked_at: Sequence[Feeds]) -> Chosen:
         """Sensitivities on the first of these samples, and the choice."""
@@ -121,11 +148,11 @@ class Auto:
         looked_at = looked_at[: max(LEAST, min(MOST, int(PRODUCTS / max(products, 1))))]
         total = len(looked_at) * len(self.layers) * (len(self.widths) - 1)
         narrow = {b: self.forms[b] for b in self.widths[1:]}
-        found = measure_sensitivities(self.network, narrow, looked_at, self.judge, lambda n: self.tell("sensitivities", n, total))
+        found = measure_sensitivities(self.network, narrow, looked_at, self.judge, lambda n: self.tell("sensitivities", n, total), self.saved)
         search = Search(problem_of(found, self.layers, self.widths, self._costs()), self.goal, self._drop)
         point = search.run()
         reference = search.point((0,) * len(self.layers))
-        return Chosen(self.plan(point.choice), self.widths, self.layers, found, point, reference, tuple(search.frontier()))
+        return Chosen(self.plan(point.choice), self.widths, self.layers, found, point, reference, search)
 
     def plan(self, choice: Choice) -> Plan:
         """The plan of a choice."""
@@ -136,19 +163,21 @@ class Auto:
         narrow = {b: self.forms[b] for b in self.widths[1:]}
         return rank_correlations(found, measure_sensitivities(self.network, narrow, truth, self.judge).loss)
 
-    def _rounded(self) -> tuple[dict[int, dict[str, Weights]], Simulation]:
-        """Weights in every width, and the network with 8-bit activations."""
-        made = dict[int, Graph]()
+    def _rounded(self) -> dict[int, pipeline.Quantized]:
+        """The network in every width."""
+        made = dict[int, pipeline.Quantized]()
         for n, bits in enumerate(self.widths):
             self.tell("rounding weights", n, len(self.widths))
-            plan = Plan(default=Precision(bits))
-            made[bits] = pipeline.quantized(self.graph, self.seen, replace(self.options, plan=plan), Declined()).qdq_graph
-        return {bits: weights_of(g) for bits, g in made.items()}, Simulation(made[self.widths[0]])
+            made[bits] = pipeline.quantized(self.graph, self.seen, replace(self.options, plan=Plan(default=Precision(bits))), Declined())
+        return made
 
     def _costs(self) -> Mapping[str, NDArray[np.float64]]:
         convs = weighted_layers(self.graph)
         costs = {BYTES: np.array([[weight_bytes(v, b) for b in self.widths] for v in convs], np.float64)}
-        return costs if self.latencies is None else costs | {MILLISECONDS: self.latencies.of(self.layers, self.widths)}
+        if self.latencies is not None:
+            costs[MILLISECONDS] = self.latencies.of(self.layers, self.widths)
+            costs[MILLISECONDS][0] += self.latencies.other  # whatever the choice
+        return costs
 
     def _drop(self, choice: Choice) -> Drop:
         self.tell("checking the promise", 0, 0)

@@ -6,6 +6,9 @@ Classes, where the answer is a row of logits z or probabilities, p = softmax z:
          = 1/2 Var_p(dz) + O(dz^3)                                    dz the change of the logits; Var_p weighs classes by p
     drop   100 (p_a - p_b)      a = argmax p, b = argmax q            points: the expected loss of accuracy, if labels follow p
 
+Which of few samples change their answer is luck, so the drop is not that of the changes seen: see `exchanged_drop`. Networks tend to be surer
+than they are right (Guo et al. 2017, "On Calibration of Modern Neural Networks"); then the drop is overestimated.
+
 The second line is the Gauss-Newton approximation (Schraudolph 2002, "Fast Curvature Matrix-Vector Products"): a square, so it is the
 squared length of the *directions* sqrt(p_i / 2) (dz_i - E_p dz), and what two changes do together beyond their sum is twice the
 product of their directions.
@@ -30,6 +33,8 @@ from qcompiler.ir.ops import Conv, MatMul, Reshape, Softmax, Transpose
 
 Array = NDArray[np.floating]
 Floats = NDArray[np.float64]
+ROWS, NEAR = 512, 0.5
+"""Rows of classes that are looked at, and the part of them that are alike enough to exchange their changes."""
 
 
 class Judge(Protocol):
@@ -38,8 +43,8 @@ class Judge(Protocol):
     def loss(self, y: Array, other: Array) -> float:
         """In nats."""
 
-    def drop(self, y: Array, other: Array) -> float:
-        """In points."""
+    def drop(self, answers: Sequence[Array], others: Sequence[Array]) -> tuple[float, float]:
+        """In points: the expected loss of accuracy, and the standard error of that."""
 
     def directions(self, y: Array, other: Array) -> Floats:
         """A vector whose squared length is the loss, to second order."""
@@ -55,16 +60,19 @@ class Classes:
         a, b = self._log(y), self._log(other)
         return float((np.exp(a) * (a - b)).sum(-1).mean())
 
-    def drop(self, y: Array, other: Array) -> float:
-        p = np.exp(self._log(y))
-        theirs = np.take_along_axis(p, other.reshape(p.shape).argmax(-1)[:, None], 1)
-        return 100 * float((p.max(-1) - theirs[:, 0]).mean())
+    def drop(self, answers: Sequence[Array], others: Sequence[Array]) -> tuple[float, float]:
+        y, other = (np.concatenate([self._log(a)[:: self._stride(answers)] for a in s]) for s in (answers, others))
+        return exchanged_drop(*_margins(y, other), len(y) // len(answers))
 
     def directions(self, y: Array, other: Array) -> Floats:
         a, b = self._log(y), self._log(other)
         p, dz = np.exp(a), b - a
         centred = dz - (p * dz).sum(-1, keepdims=True)
         return (np.sqrt(p / (2 * len(p))) * centred).ravel()
+
+    def _stride(self, answers: Sequence[Array]) -> int:
+        """Of so many rows of each sample one is looked at."""
+        return max(1, -(-len(answers) * (answers[0].size // answers[0].shape[-1]) // ROWS))
 
     def _log(self, y: Array) -> Floats:
         """Logarithms of probabilities [rows, classes]."""
@@ -83,8 +91,9 @@ class Values:
     def loss(self, y: Array, other: Array) -> float:
         return float((self.directions(y, other) ** 2).sum())
 
-    def drop(self, y: Array, other: Array) -> float:
-        return 100 * self.loss(y, other)
+    def drop(self, answers: Sequence[Array], others: Sequence[Array]) -> tuple[float, float]:
+        drops = 100 * np.array([self.loss(a, b) for a, b in zip(answers, others, strict=True)])
+        return float(drops.mean()), _standard_error(drops)
 
     def directions(self, y: Array, other: Array) -> Floats:
         d = other.astype(np.float64) - y
@@ -120,7 +129,36 @@ class Drop:
 
 def drop_of(judge: Judge, answers: Iterable[Array], others: Iterable[Array]) -> Drop:
     """Of `others`, compared with the float network's `answers`."""
-    pairs = [(judge.drop(a, b), judge.loss(a, b)) for a, b in zip(answers, others, strict=True)]
-    drops, losses = (np.array(c) for c in zip(*pairs))
-    error = float(drops.std(ddof=1) / np.sqrt(len(drops))) if len(drops) > 1 else 0.0
-    return Drop(float(drops.mean()), error, float(losses.mean()))
+    ours, theirs = list(answers), list(others)
+    losses = [judge.loss(a, b) for a, b in zip(ours, theirs, strict=True)]
+    return Drop(*judge.drop(ours, theirs), float(np.mean(losses)))
+
+
+def exchanged_drop(margin: Floats, change: Floats, lead: Floats, rows: int = 1) -> tuple[float, float]:
+    """(mean, standard error) of the drop in points, from [samples * rows] margins m, their changes c, and p(first) - p(second).
+
+    A sample's margin is as likely to change as that of any sample of similar margin did: N_i are the half of them nearest to it in rank.
+
+        d_ij = 100 (p_i(1st) - p_i(2nd)) [m_i + c_j < 0]            w_ij = [j in N_i] / |N_i|
+        drop = mean_i sum_j w_ij d_ij                               Nadaraya 1964, Watson 1964
+        error^2 = (var_i sum_j w_ij d_ij + var_j sum_i w_ij d_ij) / samples
+    """
+    rank = np.argsort(np.argsort(margin, kind="stable"), kind="stable")
+    near = np.abs(rank[:, None] - rank) <= len(margin) * NEAR / 2
+    d = 100 * lead[:, None] * (margin[:, None] + change < 0) * near / near.sum(1, keepdims=True)
+    errors = [_standard_error(a.reshape(-1, rows).mean(1)) for a in (d.sum(1), d.sum(0))]
+    return float(d.sum(1).mean()), float(np.hypot(errors[0], errors[1]))
+
+
+def _margins(y: Floats, other: Floats) -> tuple[Floats, Floats, Floats]:
+    """Of logarithms of probabilities [n, classes]: how far the first class of `y` leads, by how much that changes, and its lead in probability."""
+    first, second = np.argsort(-y, 1, kind="stable")[:, :2].T
+    at = np.arange(len(y))
+    rivals = other.copy()
+    rivals[at, first] = -np.inf
+    margin = y[at, first] - y[at, second]
+    return margin, other[at, first] - rivals.max(1) - margin, np.exp(y[at, first]) - np.exp(y[at, second])
+
+
+def _standard_error(found: Floats) -> float:
+    return float(found.std(ddof=1) / np.sqrt(len(found))) if len(found) > 1 else 0.0

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from .loss import Judge
+from .resume import Kept, Sums, digest
 from .simulate import Array, Feeds, Simulation, Weights
 
 Floats = NDArray[np.float64]
@@ -45,21 +47,28 @@ class Sensitivities:
 
 
 def measure_sensitivities(
-    network: Simulation, forms: Forms, samples: Sequence[Feeds], judge: Judge, progress: Callable[[int], None] | None = None
+    network: Simulation,
+    forms: Forms,
+    samples: Sequence[Feeds],
+    judge: Judge,
+    progress: Callable[[int], None] | None = None,
+    folder: Path | None = None,
 ) -> Sensitivities:
-    """Of every layer in every width of `forms`; `progress` hears how many runs of the network are done."""
+    """Of every layer in every width of `forms`; `progress` hears how many runs of the network are done.
+
+    Sums over samples are kept in `folder` as they grow, under the digest of all that they depend on; there a run that was interrupted goes on.
+    """
     changes = [(layer, bits) for layer in next(iter(forms.values())) for bits in forms]
     n = len(changes)
-    loss, noise, pairs, power = np.zeros(n), np.zeros(n), np.zeros((n, n)), 0.0
-    for number, sample in enumerate(samples):
-        y = next(network.answers([sample]))
-        others = [_changed(network, sample, forms, c, progress, number * n + i) for i, c in enumerate(changes)]
-        h = np.stack([judge.directions(y, o) for o in others])
-        loss += [judge.loss(y, o) for o in others]
-        noise += [float(((o.astype(np.float64) - y) ** 2).sum()) for o in others]
-        pairs += h @ h.T
-        power += float((y.astype(np.float64) ** 2).sum())
-    return Sensitivities(tuple(changes), loss / len(samples), noise / (power or 1.0), pairs / len(samples))
+    kept = None if folder is None else Kept(folder, digest(network.graph, forms, samples, judge))
+    sums = (None if kept is None else kept.read()) or Sums(0, np.zeros(n), np.zeros(n), np.zeros((n, n)), 0.0)
+    for number in range(sums.samples, len(samples)):
+        y = next(network.answers([samples[number]]))
+        others = [_changed(network, samples[number], forms, c, progress, number * n + i) for i, c in enumerate(changes)]
+        sums = sums.plus(y, others, judge)
+        if kept is not None:
+            kept.write(sums)
+    return Sensitivities(tuple(changes), sums.loss / len(samples), sums.noise / (sums.power or 1.0), sums.pairs / len(samples))
 
 
 def _changed(network: Simulation, sample: Feeds, forms: Forms, change: Change, progress: Callable[[int], None] | None, done: int) -> Array:

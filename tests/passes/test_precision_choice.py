@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from qcompiler.passes.precision.auto import quantize_auto
 from qcompiler.passes.precision.choose import LOSS, Problem, choose
 from qcompiler.passes.precision.costs import Latencies
 from qcompiler.passes.precision.loss import Classes, Values, drop_of
-from qcompiler.passes.precision.search import BYTES, Goal
+from qcompiler.passes.precision.search import BYTES, MILLISECONDS, Goal
 from qcompiler.passes.precision.sensitivity import measure_sensitivities, rank_correlations
 from qcompiler.passes.precision.simulate import Simulation, weights_of
 
@@ -69,11 +70,47 @@ def test_directions_are_the_loss_to_second_order() -> None:
 def test_drop_is_the_probability_that_is_lost() -> None:
     p = np.array([[0.5, 0.3, 0.2]])
     z = np.log(p)
-    assert Classes().drop(z, z[:, [1, 0, 2]]) == pytest.approx(20)
-    assert Classes(probabilities=True).drop(p, p[:, [1, 0, 2]]) == pytest.approx(20)
-    found = drop_of(Classes(), [z, z], [z, z[:, [1, 0, 2]]])
-    assert found.mean == pytest.approx(10)
-    assert found.error == pytest.approx(10)
+    for judge, y in ((Classes(), z), (Classes(probabilities=True), p)):
+        found = drop_of(judge, [y, y], [y, y[:, [1, 0, 2]]])
+        assert found.mean == pytest.approx(10)
+        assert found.error == pytest.approx(200**0.5)
+    found = drop_of(Values(2.0), [np.zeros(10)] * 2, [np.ones(10), np.zeros(10)])
+    assert found.mean == pytest.approx(12.5)
+
+
+def test_drop_of_few_samples_is_that_of_many() -> None:
+    rng = np.random.default_rng(5)
+    z = rng.normal(size=(2048, 1, 6)) * 2
+    answers, others = list(z), list(z + rng.normal(size=z.shape) * 0.5)
+    p = np.exp(z[:, 0]) / np.exp(z[:, 0]).sum(1, keepdims=True)
+    seen = 100 * (p.max(1) - p[np.arange(len(p)), np.argmax([o[0] for o in others], 1)])
+    few = [drop_of(Classes(), answers[i : i + 64], others[i : i + 64]) for i in range(0, 2048, 64)]
+    means = np.array([d.mean for d in few])
+    assert abs(means.mean() - seen.mean()) < 0.1 * seen.mean()
+    assert means.std() < 0.8 * seen.reshape(-1, 64).mean(1).std()
+    assert 0.6 < means.std() / np.mean([d.error for d in few]) < 1.5
+
+
+def test_interrupted_sensitivities_go_on(tmp_path: Path) -> None:
+    g, samples = network(), list(batches(6))
+    own = weights_of(g)
+    forms = {4: {n: (rounded(w, 4), bias) for n, (w, bias) in own.items()}}
+    heard = list[int]()
+
+    def stop(done: int) -> None:
+        heard.append(done)
+        if len(heard) == 3 * len(own):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_sensitivities(Simulation(g), forms, samples, Classes(), stop, tmp_path)
+    again = measure_sensitivities(Simulation(g), forms, samples, Classes(), heard.append, tmp_path)
+    assert heard[3 * len(own)] == 2 * len(own) + 1
+    whole = measure_sensitivities(Simulation(g), forms, samples, Classes())
+    assert again.loss.tolist() == whole.loss.tolist()
+    assert again.pairs.tolist() == whole.pairs.tolist()
+    next(tmp_path.iterdir()).write_bytes(b"broken")
+    assert measure_sensitivities(Simulation(g), forms, samples, Classes(), None, tmp_path).loss.tolist() == whole.loss.tolist()
 
 
 def network(classes: bool = True) -> Graph:
@@ -154,12 +191,12 @@ def test_infeasible_goals_say_what_is_feasible(goal: Goal, message: str) -> None
 
 
 def test_too_few_samples_are_refused() -> None:
-    with pytest.raises(UsageError, match="expected at least 6"):
-        quantize_auto(network(), batches(4), Options(), Goal(max_drop=1.0))
+    with pytest.raises(UsageError, match="expected at least 4"):
+        quantize_auto(network(), batches(3), Options(), Goal(max_drop=1.0))
 
 
-def test_latency_tables_are_read_as_written(tmp_path: object) -> None:
-    table = Latencies("x86_64", "a CPU", (8, 4), {"a": (2.0, 1.0), "b": (4.0, 3.5)})
+def test_latency_tables_are_read_as_written(tmp_path: Path) -> None:
+    table = Latencies("x86_64", "a CPU", (8, 4), {"a": (2.0, 1.0), "b": (4.0, 3.5)}, 0.5, "guessed", {"a": (2, 1), "b": (9, 5)}, 128)
     path = f"{tmp_path}/latencies.json"
     table.save(path)
     assert Latencies.read(path) == table
@@ -168,3 +205,23 @@ def test_latency_tables_are_read_as_written(tmp_path: object) -> None:
         table.of(["c"], [8])
     with pytest.raises(UsageError, match=r"not of \[6\]"):
         table.of(["a"], [6])
+    (tmp_path / "odd.json").write_text('{"target": "t", "cpu": null, "widths": [8, 4], "layers": {"a": [1.0]}}')
+    with pytest.raises(UsageError, match="layer 'a' with 1 latencies for 2 widths"):
+        Latencies.read(tmp_path / "odd.json")
+
+
+def test_latency_is_kept_and_drop_and_bytes_with_it() -> None:
+    g = network()
+    table = Latencies("t", None, (8, 4), dict.fromkeys(weights_of(g), (1.0, 0.5)), 2.0)
+    _, chosen = quantize_auto(g, batches(), Options(), Goal(max_latency=4.6, max_bytes=5000, max_drop=50.0), table)
+    assert chosen.point.costs[MILLISECONDS] <= 4.6
+    assert chosen.point.costs[BYTES] <= 5000
+    assert chosen.reference.costs[MILLISECONDS] == 6.0
+    for goal, message in (
+        (Goal(max_latency=3.9), "keeps to 3.9 milliseconds .*feasible is at least 4 milliseconds"),
+        (Goal(1.0, None, 1.0), "feasible"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            quantize_auto(g, batches(), Options(), goal, table)
+    with pytest.raises(UsageError, match="or a latency table"):
+        quantize_auto(g, batches(), Options(), Goal(max_latency=1.0))
