@@ -63,14 +63,14 @@ def top1(model: ModelProto | Path, network: Network) -> float:
     return 100 * float(np.mean([a == y for a, y in answers]))
 
 
-def rows_of(network: Network, profiles: Sequence[str], limit: int | None) -> list[Row]:
-    """All profiles, with each type of activations that they know, on one network."""
+def rows_of(network: Network, profiles: Sequence[str], limit: int | None, preferred: bool) -> list[Row]:
+    """All profiles, with each type of activations that they know or the preferred one alone, on one network."""
     graph = import_model(network.path)
     feeds = ({graph.inputs[0].name: x} for x, _ in network.batches("calib", limit))
     found, floats = measured(graph, feeds, Options()), top1(network.path, network)
     rows = []
     for profile in map(profile_named, profiles):
-        for kind in profile.activations.types:
+        for kind in profile.activations.types[: 1 if preferred else None]:
             rows.append(_row(network, profile, kind.value, found, floats))
             click.echo(line(rows[-1]))
     return rows
@@ -101,12 +101,13 @@ def line(r: Row) -> str:
 @click.command()
 @click.argument("profiles", nargs=-1)
 @click.option("--network", "networks", multiple=True, default=TESTED, show_default=True)
+@click.option("--preferred", is_flag=True, help="only the first type of activations of each profile")
 @click.option("--limit", type=int, help="calibration images")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="write all figures")
-def main(profiles: tuple[str, ...], networks: tuple[str, ...], limit: int | None, file: Path | None) -> None:
+def main(profiles: tuple[str, ...], networks: tuple[str, ...], limit: int | None, preferred: bool, file: Path | None) -> None:
     """Print the table; exit with 1 where a bar is missed."""
     click.echo(HEADING)
-    rows = [r for n in networks for r in rows_of(NETWORKS[n], profiles or names(), limit)]
+    rows = [r for n in networks for r in rows_of(NETWORKS[n], profiles or names(), limit, preferred)]
     if file is not None:
         file.write_text(json.dumps([asdict(r) for r in rows], indent=1))
     raise SystemExit(int(not all(r.ok for r in rows)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,9 +52,13 @@ def fixed_quantization(v: Value, scheme: Scheme = PLAIN) -> Quantization | None:
 
 
 def share(
-    graph: Graph, chosen: Mapping[Value, Quantization], together: Iterable[tuple[Value, Value]] = (), scheme: Scheme = PLAIN
+    graph: Graph,
+    chosen: Mapping[Value, Quantization],
+    together: Iterable[tuple[Value, Value]] = (),
+    scheme: Scheme = PLAIN,
+    given: Mapping[Value, Quantization] = MappingProxyType({}),
 ) -> dict[Value, Quantization]:
-    """One quantization per sharing group (see `sharing_groups`): it covers the ranges chosen for all members.
+    """One quantization per sharing group (see `sharing_groups`): it covers the ranges chosen for all members, or is that which one has `given`.
 
     `chosen` may lack members that only move elements. ValueError where a group has no choice at all.
     """
@@ -62,6 +67,7 @@ def share(
         known = [q for v in group if (q := fixed_quantization(v, scheme) or _given(v) or chosen.get(v)) is not None]
         if not known:
             raise ValueError(f"no range is known for '{group[0].name}'")
+        known = [given[v] for v in group if v in given] or known
         common = known[0] if len(set(known)) == 1 else _union(known, scheme)
         result |= dict.fromkeys(group, common)
     return result

@@ -10,7 +10,7 @@ from itertools import chain, islice
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.errors import UsageError
+from qcompiler.errors import UnsupportedModel, UsageError
 from qcompiler.ir.graph import Declined, Graph, Value
 from qcompiler.ir.ops import Conv
 from qcompiler.ir.pointwise import Clip, Unary
@@ -24,6 +24,7 @@ from .calibrate.codebook import codebook
 from .covariances import covariances
 from .equalize import equalize
 from .equalize_attention import equalize_attention
+from .given_scales import given_scales, refused_pairs, saturating_pairs
 from .insert_qdq import insert_qdq, share
 from .legalize import legalize
 from .lower import lower_to_integers
@@ -160,6 +161,8 @@ def legal(graph: Graph, declined: Declined) -> Graph:
     """The canonical form of an imported graph."""
     simple = simplify(watched("import", graph, Stage.float), declined)
     simple = split_normalizations(legalize(simple, declined))
+    if problems := refused_pairs(simple):
+        raise UnsupportedModel(problems)
     return verify(watched("legalize", simple), Stage.float)
 
 
@@ -199,7 +202,10 @@ def quantized(graph: Graph, seen: Observed, options: Options, declined: Declined
     insert = _inserting(graph, seen, options)
     qdq = verify(watched("insert_qdq", insert(declined)), Stage.qdq)
     integer = verify(watched("lower", lower_to_integers(qdq)), Stage.integer)
-    return Quantized(graph, qdq, integer, prove_ranges(integer), declined, insert)
+    bounds = prove_ranges(integer)
+    if problems := saturating_pairs(graph, integer, bounds):
+        raise UnsupportedModel(problems)
+    return Quantized(graph, qdq, integer, bounds, declined, insert)
 
 
 def _inserting(graph: Graph, seen: Observed, options: Options) -> Callable[..., Graph]:
@@ -232,7 +238,7 @@ def choose_all(
     narrow = dict.fromkeys(statistics, scheme.bits) if scheme.bits > 8 else activation_widths(graph, bits, plan)
     widths = narrow | dict.fromkeys(wide, 16)
     chosen = {v: _choice(graph, v, s, method, widths[v], scheme) for v, s in statistics.items()}
-    return share(graph, chosen, [*streams(graph, wide), *_alike(graph, scheme)], scheme)
+    return share(graph, chosen, [*streams(graph, wide), *_alike(graph, scheme)], scheme, given_scales(graph))
 
 
 def _alike(graph: Graph, scheme: Scheme) -> list[tuple[Value, Value]]:

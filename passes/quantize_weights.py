@@ -15,7 +15,7 @@ Where a residual r is added to the accumulator, S_o is raised by less than one p
 then acc + m (r - z_r) is exact.
 
 Bias correction (Nagel et al. 2019, "Data-Free Quantization", section 4.2; here with measured instead of assumed means):
-rounding weights shifts the mean of the output by (W_q S - W) E[x]; the bias takes it back.
+rounding weights shifts the mean of the output by (W_q S - W) E[x]; the bias takes it back, and what storing x does (`stored_errors`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAX_ACC = (1 << 31) - (1 << 30)
 MAX_RESIDUAL_MULTIPLIER = (1 << 15) - 1
 FRACTIONS = np.linspace(1.0, 0.4, 31)
 """Of the greatest weight, where narrow weights may be clipped."""
-HALVES = np.array([1.0, 0.5])
+HALVES = np.array([1.0, 0.5, 0.25])
 """Of a power of two that reaches the greatest weight."""
 RAISED = 1.25
 """A scale is reported as raised from this factor on."""
@@ -63,10 +63,11 @@ def quantize_weights(
     covariance: NDArray[np.float64] | None = None,
     bits: int = 8,
     scheme: Scheme = PLAIN,
+    stored_error: Array | None = None,
 ) -> QuantizedWeights:
     """Weights [O,kh,kw,C/groups] read by an operand of quantization `x`; `out` is the result's quantization where known.
 
-    Where `mean`, E[x] per input channel [C], is given, the bias is corrected; where `covariance` is (see `covariances`), rounding is of
+    Where `mean`, E[x] per input channel [C], is given, the bias is corrected, also by `stored_error`, E[Q(x) - x]; where `covariance` is (see `covariances`), rounding is of
     second order.
     """
     w = weights.astype(np.float64)
@@ -80,20 +81,22 @@ def quantize_weights(
     q = np.clip(np.rint(w / scale.reshape(-1, 1, 1, 1)), -greatest, greatest) if covariance is None else round_weights(w, scale, covariance, greatest)
     if mean is not None:
         b = b - _mean_shift(q * scale.reshape(-1, *[1] * (w.ndim - 1)) - w, mean)
+    if stored_error is not None:
+        b = b - _mean_shift(q * scale.reshape(-1, *[1] * (w.ndim - 1)), stored_error)
     raised = tuple(int(i) for i in np.flatnonzero((scale > own * RAISED) & (own > 0)))
     return QuantizedWeights(q.astype(np.int8), scale, np.rint(b / (x.scale[0] * scale)).astype(np.int32), raised)
 
 
 def least_error_scale(w: NDArray[np.float64], bits: int, covariance: NDArray[np.float64] | None, scheme: Scheme = PLAIN) -> NDArray[np.float64]:
-    """S per output channel [O]. At 7 bits and more that of the greatest weight; below, and among powers of two, clipping pays:
-    the fraction of it that minimises
+    """S per output channel [O]. At 7 bits and more that of the greatest weight; below, among powers of two, and where one scale serves all
+    channels, clipping pays: the fraction of it that minimises
 
     sum_k h_k (w_k - S clip(round(w_k / S)))^2          h the variances of the inputs, or one
     """
     greatest = (1 << (bits - 1)) - 1
     flat = w.reshape(w.shape[0], -1)
     full = _within(scheme, np.abs(flat).max(1) / greatest)
-    if (bits >= 7 and not scheme.power_of_two) or not full.any():
+    if (bits >= 7 and scheme.per_channel and not scheme.power_of_two) or not full.any():
         return full
     h = np.ones((1, flat.shape[1])) if covariance is None else np.diagonal(covariance, axis1=1, axis2=2)
     h = np.repeat(h, len(flat) // len(h), 0)

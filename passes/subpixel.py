@@ -8,13 +8,15 @@ stride 1 with the taps of that phase at places n; all s_h s_w phases share one k
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.ir.graph import Declined, Graph, Rule, Sweep, Value, apply, rewrite
-from qcompiler.ir.ops import Const, Conv, ConvTranspose, Reshape, Slice, Transpose, constant
+from qcompiler.ir.ops import Const, Conv, ConvTranspose, Dequantize, Reshape, Slice, Transpose, constant
+
+from .constants import Floats, floats, is_weights
 
 Weights = NDArray[np.generic]
 
@@ -47,9 +49,9 @@ class Phases:
 def to_subpixel(v: Value, sweep: Sweep) -> Value | None:
     """ConvTranspose with constant weights as a convolution to s_h s_w times the channels, spread over space."""
     match v:
-        case Value(ConvTranspose() as op, (x, Value(Const(w)) as weights, *bias)):
-            h, wd = (Phases.of(op, a, x.shape[1 + a], w.shape[1 + a], v.shape[1 + a]) for a in range(2))
-            filters = constant(_filters(op, w, h, wd), weights.name)
+        case Value(ConvTranspose() as op, (x, weights, *bias)) if is_weights(weights):
+            h, wd = (Phases.of(op, a, x.shape[1 + a], weights.shape[1 + a], v.shape[1 + a]) for a in range(2))
+            filters = _filters_of(op, weights, h, wd)
             conv = apply(Conv(pads=(h.pads, wd.pads), groups=op.groups), x, filters, *(_biases(op, b) for b in bias), name=v.name)
             full = _depth_to_space(conv, op, v.shape[3])
             return apply(Slice((0,) * 4, v.shape, (1,) * 4), full, name=f"{v.name}.cropped")
@@ -58,8 +60,24 @@ def to_subpixel(v: Value, sweep: Sweep) -> Value | None:
     return None
 
 
+def _filters_of(op: ConvTranspose, weights: Value, h: Phases, wd: Phases) -> Value:
+    """The filters of constant weights, or of dequantized ones with their scales: one for all, or one per output channel."""
+    if isinstance(weights.op, Const):
+        return constant(_filters(op, weights.op.data, h, wd), weights.name)
+    (stored,) = weights.inputs
+    quant = stored.type.quant
+    if not isinstance(stored.op, Const) or quant is None or quant.axis not in (None, 3):
+        raise ValueError(f"weights '{weights.name}' have scales along axis {None if quant is None else quant.axis}; expected output channels")
+    data = _filters(op, stored.op.data.astype(np.int64) - quant.broadcast(4)[1], h, wd)
+    if quant.axis is not None:
+        times = op.groups * op.strides[0] * op.strides[1]
+        quant = replace(quant, scale=quant.scale * times, zero_point=quant.zero_point * times, axis=0)
+    made = (data.astype(np.int64) + quant.broadcast(4)[1]).astype(stored.op.data.dtype)
+    return apply(Dequantize(), constant(made, stored.name, replace(stored.type, shape=made.shape, quant=quant)), name=weights.name)
+
+
 def _filters(op: ConvTranspose, w: Weights, h: Phases, wd: Phases) -> Weights:
-    """w [C, kh, kw, O/groups] as [groups * s_h * s_w * O/groups, window_h, window_w, C/groups]."""
+    """w [C, kh, kw, O/groups] as [groups * s_h * s_w * O/groups, window_h, window_w, C/groups]; taps that a phase lacks are 0."""
     grouped = w.reshape(op.groups, -1, *w.shape[1:])
     full = np.zeros((op.groups, *op.strides, w.shape[3], h.kernel, wd.kernel, grouped.shape[1]), w.dtype)
     for (a, t, n), (b, u, m) in _pairs(h, wd):
@@ -73,10 +91,17 @@ def _pairs(h: Phases, w: Phases) -> Iterator[tuple[tuple[int, int, int], tuple[i
 
 def _biases(op: ConvTranspose, b: Value) -> Value:
     """The bias [O], once for each phase."""
-    if not isinstance(b.op, Const):
+    data = floats(b) if isinstance(b.op, Const) or not is_weights(b) else dequantized(b)
+    if data is None:
         raise ValueError(f"bias '{b.name}' is no constant")
-    grouped = b.op.data.reshape(op.groups, 1, 1, -1)
+    grouped = data.astype(b.type.dtype.numpy).reshape(op.groups, 1, 1, -1)
     return constant(np.broadcast_to(grouped, (op.groups, *op.strides, grouped.shape[3])).reshape(-1), b.name)
+
+
+def dequantized(b: Value) -> Floats | None:
+    """The numbers that a dequantized constant stands for."""
+    (stored,) = b.inputs
+    return stored.type.quant.dequantize(stored.op.data) if isinstance(stored.op, Const) and stored.type.quant is not None else None
 
 
 def _depth_to_space(conv: Value, op: ConvTranspose, channels: int) -> Value:

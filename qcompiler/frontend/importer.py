@@ -21,6 +21,7 @@ from qcompiler.ir.graph import Graph, Value, apply
 from qcompiler.ir.ops import Input, constant
 from qcompiler.ir.types import TensorType
 
+KEEPS_AXES = ("DequantizeLinear", "Clip", "Transpose", "Identity", "Dropout", "Shape", "Size")
 _DAMAGE = (ValueError, TypeError, IndexError, KeyError, ArithmeticError, MemoryError)
 """What shape inference, folding and numpy raise for a node whose operands or attributes make no sense."""
 
@@ -184,7 +185,7 @@ def _check_quantized(op: str, operands: Sequence[Value | None]) -> None:
     for quant in (v.type.quant for v in operands if v is not None and v.type.quant is not None):
         if op not in READS_QUANTIZED:
             raise Unsupported("computes on quantized integers; put a DequantizeLinear before it")
-        if quant.axis is not None and op not in ("DequantizeLinear", "Transpose", "Identity", "Dropout", "Shape", "Size"):
+        if quant.axis is not None and op not in KEEPS_AXES:
             raise Unsupported("moves integers with scales per axis; put a DequantizeLinear before it")
 
 

@@ -8,6 +8,7 @@ from functools import reduce
 
 from qcompiler.frontend.fold import known_array
 from qcompiler.frontend.node import Importer, Importers, Node, numpy_dtype
+from qcompiler.frontend.quantization import clip_integers
 from qcompiler.ir import ops
 from qcompiler.ir import pointwise as pw
 from qcompiler.ir.graph import Value
@@ -141,6 +142,8 @@ def thresholded_relu(node: Node, x: Value) -> Value:
 @IMPORTERS.register("Clip")
 def clip(node: Node, x: Value, lo: Value | None = None, hi: Value | None = None) -> Value:
     """Constant bounds (attributes before opset 11) become one Clip, computed ones Max and Min."""
+    if x.type.quant is not None:
+        return clip_integers(node, x, (lo, hi))
     lower, upper = _bound(node, "min", lo, -math.inf), _bound(node, "max", hi, math.inf)
     if lower != -math.inf or upper != math.inf:
         x = node.emit(pw.Clip(lower, upper), x)

@@ -6,8 +6,9 @@ that scale * (q - zero point) stays what it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -41,7 +42,7 @@ _STORAGE: Mapping[DType, _Storage] = {
 }
 
 
-@IMPORTERS.register("QuantizeLinear")
+@IMPORTERS.register("QuantizeLinear", "com.microsoft.QuantizeLinear")
 def quantize_linear(node: Node, x: Value, scale: Value, zero: Value | None = None) -> Value:
     """A float as integers."""
     stated = int(node.attributes.get("output_dtype") or 0)
@@ -50,7 +51,7 @@ def quantize_linear(node: Node, x: Value, scale: Value, zero: Value | None = Non
     return node.emit(Quantize(TensorType(x.shape, _storage(target).dtype, quant)), node.cast(x, DType.f32))
 
 
-@IMPORTERS.register("DequantizeLinear")
+@IMPORTERS.register("DequantizeLinear", "com.microsoft.DequantizeLinear")
 def dequantize_linear(node: Node, q: Value, scale: Value, zero: Value | None = None) -> Value:
     """Integers as float. Those that no QuantizeLinear made and that are not constant are scaled by arithmetic."""
     integers = const_data(q)
@@ -63,6 +64,20 @@ def dequantize_linear(node: Node, q: Value, scale: Value, zero: Value | None = N
     kept = (integers.astype(np.int64) - storage.offset).astype(storage.dtype.numpy)
     stored = constant(kept, q.name, TensorType(q.shape, storage.dtype, quant))
     return node.cast(node.emit(Dequantize(), stored), scale.type.dtype)
+
+
+def clip_integers(node: Node, q: Value, bounds: Sequence[Value | None]) -> Value:
+    """Clip of integers before they are dequantized, as tools write fewer bits than their type has: of constants at once, else a Clip of the
+    real numbers in front of the QuantizeLinear, which is the same, since bounds fall on integers."""
+    lo, hi = (None if b is None else int(node.static(b, "bound").reshape(-1)[0]) - _storage(b.type.dtype).offset for b in bounds)
+    integers, quant = const_data(q), q.type.quant
+    if integers is not None:
+        return constant(np.clip(integers, lo, hi).astype(integers.dtype), q.name, q.type)
+    if not isinstance(q.op, Quantize) or quant is None or quant.axis is not None:
+        raise Unsupported("clips integers that no QuantizeLinear with one scale made; put it right behind one")
+    scale, zero = quant.scale[0], quant.zero_point[0]
+    ends = -inf if lo is None else scale * (lo - zero), inf if hi is None else scale * (hi - zero)
+    return node.emit(q.op, node.emit(pw.Clip(*ends), q.inputs[0]))
 
 
 def _storage(dtype: DType) -> _Storage:

@@ -32,7 +32,7 @@ IMPORTERS: Mapping[str, Importer] = MappingProxyType(dict(ChainMap(*(f.IMPORTERS
 """The importer of each supported operator; names of other domains have the domain before them."""
 
 READS_QUANTIZED = frozenset(
-    {"DequantizeLinear", "Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Tile", "Expand"}
+    {"DequantizeLinear", "Clip", "Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Tile", "Expand"}
     | {"Shape", "Size", "MaxPool", "DepthToSpace", "SpaceToDepth"}
 )
-"""Operators that only move elements or order them: they may stand between QuantizeLinear and DequantizeLinear."""
+"""Operators that only move, bound or order elements: they may stand between QuantizeLinear and DequantizeLinear."""
