@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,14 +97,38 @@ class UnicornExecutor:
         return cls(np.frombuffer(image, np.uint8), entries, arch)
 
     @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Meanwhile, count the instructions executed into `instructions` (arm64: they are four bytes each)."""
+    def counting(self, buffer: int | None = None) -> Iterator[list[int]]:
+        """Meanwhile, count the instructions executed into `instructions` (arm64: they are four bytes each).
+
+        Yields a list which gets the count at every store to the `buffer` of this number, inputs first.
+        """
         if self._machine is not MACHINES["aarch64"]:
             raise MachineError("expected an arm64 program, found x86-64: only instructions of one size are counted")
         self.instructions = 0
-        hook = self._cpu.hook_add(unicorn.UC_HOOK_BLOCK, self._count)
+        marks = list[int]()
+        hooks = [self._cpu.hook_add(unicorn.UC_HOOK_BLOCK, self._count)]
+        if buffer is not None:
+            place = BUFFERS + buffer * SPACING
+            hooks.append(self._cpu.hook_add(unicorn.UC_HOOK_MEM_WRITE, lambda *_: marks.append(self.instructions), None, place, place + SPACING - 1))
         try:
-            yield
+            yield marks
+        finally:
+            for hook in hooks:
+                self._cpu.hook_del(hook)
+
+    @contextmanager
+    def tracing(self) -> Iterator[Counter[tuple[int, int]]]:
+        """Meanwhile, count how often each basic block is executed, by its (offset in the image, bytes)."""
+        blocks = Counter[tuple[int, int]]()
+        end = IMAGE + len(self._image)
+
+        def count(_cpu: Any, address: int, size: int, _data: Any) -> None:
+            if IMAGE <= address < end:
+                blocks[address - IMAGE, size] += 1
+
+        hook = self._cpu.hook_add(unicorn.UC_HOOK_BLOCK, count)
+        try:
+            yield blocks
         finally:
             self._cpu.hook_del(hook)
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from qcompiler.errors import UsageError
 from qcompiler.ir.graph import Graph, Value
-from qcompiler.ir.ops import Conv, MatMul
+from qcompiler.ir.ops import Conv, Dequantize, MatMul
 from qcompiler.ir.sequence import Attention
 
 if sys.version_info >= (3, 11):
@@ -88,6 +88,19 @@ def _unknown(unknown: list[str], known: list[str]) -> str:
 def layers_of(graph: Graph) -> list[Value]:
     """What a plan may name, in execution order."""
     return [v for v in graph.order if isinstance(v.op, (Conv, MatMul, Attention))]
+
+
+def plan_of(qdq: Graph) -> Plan:
+    """The bits of every layer of a Q/DQ graph, written out; of what is stored in more than 8, dot products read 8."""
+    return Plan({v.name: Precision(_bits(v.inputs[1]) if isinstance(v.op, Conv) else 8, _bits(v.inputs[0])) for v in layers_of(qdq)})
+
+
+def _bits(v: Value) -> int:
+    """Of what is quantized somewhere behind `v`, through movement."""
+    while not isinstance(v.op, Dequantize) and v.inputs:
+        v = v.inputs[0]
+    quant = v.inputs[0].type.quant if v.inputs else None
+    return min(quant.bits, max(ACTIVATION_BITS)) if quant is not None else max(ACTIVATION_BITS)
 
 
 def read_plan(path: str | Path) -> Plan:
