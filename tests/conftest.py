@@ -1,5 +1,6 @@
 """Makes `tests/helpers` importable from every test; golden files: `pytest --update-golden` writes them anew."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 from ssh_server import device, server  # noqa: F401  (fixtures)
+
+os.environ["QC_CACHE"] = ""  # tests compile what they test
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

@@ -14,25 +14,28 @@ import llvmlite.binding as llvm
 
 from .target import Target
 
+PASSES = ("sroa", "instruction_combine", "simplify_cfg", "new_gvn", "instruction_combine", "dead_code_elimination", "global_dead_code_eliminate")
+
 
 def optimized(module: Any, target: Target, machine: Any) -> Any:
     """LLVM's verified and optimized module of a `llvmlite.ir.Module`."""
-    parsed = llvm.parse_assembly(_text(module, target))
+    return optimized_text(module_text(module, target), machine)
+
+
+def optimized_text(text: str, machine: Any) -> Any:
+    """The same of the module's text."""
+    parsed = llvm.parse_assembly(text)
     parsed.verify()
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
     passes = llvm.create_new_module_pass_manager()
-    passes.add_sroa_pass()
-    passes.add_instruction_combine_pass()
-    passes.add_simplify_cfg_pass()
-    passes.add_new_gvn_pass()
-    passes.add_instruction_combine_pass()
-    passes.add_dead_code_elimination_pass()
-    passes.add_global_dead_code_eliminate_pass()
+    for name in PASSES:
+        getattr(passes, f"add_{name}_pass")()
     passes.run(parsed, builder)
     return parsed
 
 
-def _text(module: Any, target: Target) -> str:
+def module_text(module: Any, target: Target) -> str:
+    """The LLVM text of a `llvmlite.ir.Module`, told its target."""
     if not target.by_meaning:
         module.triple = target.triple
     return str(module)

@@ -31,8 +31,9 @@ from qcompiler.runtime.artifact import Interface, Tensor, joined
 
 from . import weights
 from .boundary import Staged, converted, emit_dequantize, emit_quantize, stage, staged_tables
+from .cache import NO_CACHE, Cache, key_of
 from .check import emit_check, emit_guard
-from .codegen import emit_assembly, emit_object, optimized
+from .codegen import emit_assembly, emit_object, module_text, optimized_text
 from .cost import conversion, nanoseconds
 from .dsl import I32, PTR, Kernel, Ptr
 from .kernels.table import plan as plan_action
@@ -55,9 +56,14 @@ class ObjectCode:
     symbols: tuple[str, ...]
     """Kernel function of each launch."""
     target: Target
-    _module: Any = field(repr=False)
+    _text: str = field(repr=False)
+    """The module before LLVM."""
     pieces: tuple[int, ...] = ()
     """Into how many pieces threads divide each launch; 1: the calling thread runs it."""
+
+    @cached_property
+    def _module(self) -> Any:
+        return optimized_text(self._text, self.target.machine())
 
     @cached_property
     def assembly(self) -> str:
@@ -75,11 +81,11 @@ def compile_object(graph: Graph, target: Target, prefix: str = "model", steps: S
     return Linker(target, prefix).link(graph, partition(graph) if steps is None else steps)
 
 
-def compile_lengths(graphs: Mapping[str, Graph], target: Target, prefix: str = "model") -> ObjectCode:
+def compile_lengths(graphs: Mapping[str, Graph], target: Target, prefix: str = "model", cache: Cache = NO_CACHE) -> ObjectCode:
     """Compile one network in several forms, by the prefixes of their C symbols, into one object; what forms share begins with `prefix`.
 
     All is told of the first form but the interface, which has them all."""
-    linker = Linker(target, prefix)
+    linker = Linker(target, prefix, cache)
     for own, graph in graphs.items():
         linker.add(graph, partition(graph), own)
     return linker.finish()
@@ -128,8 +134,8 @@ class Form:
 class Linker:
     """One LLVM module under construction. `family` begins the names of what all forms share, `prefix` those of the form being added."""
 
-    def __init__(self, target: Target, prefix: str) -> None:
-        self.target, self.family, self.prefix = target, prefix, prefix
+    def __init__(self, target: Target, prefix: str, cache: Cache = NO_CACHE) -> None:
+        self.target, self.family, self.prefix, self.cache = target, prefix, prefix, cache
         self.forms = list[Form]()
         self.module = ir.Module(prefix)
         self.constants = weights.Constants()
@@ -178,11 +184,12 @@ class Linker:
         """Compile what was added."""
         emit_pool(self.module, self.target, self.family)
         weights.define(self.symbol, self.constants)
-        module = optimized(self.module, self.target, self.target.machine())
-        obj = weights.patched(emit_object(module, self.target), self.constants)
+        text = module_text(self.module, self.target)
+        blank = self.cache.get(key_of(text, self.target), lambda: emit_object(optimized_text(text, self.target.machine()), self.target))
+        obj = weights.patched(blank, self.constants)
         interface = joined(self.family, [f.interface for f in self.forms], len(self.constants.content))
         first = self.forms[0]
-        return ObjectCode(obj, interface, first.plan, first.launches, first.symbols, self.target, module, first.pieces)
+        return ObjectCode(obj, interface, first.plan, first.launches, first.symbols, self.target, text, first.pieces)
 
     def _integer_entry(self, launches: Sequence[Launch], functions: Sequence[Any], inputs: int, outputs: int) -> Any:
         k = Kernel(self.module, self.target, f"{self.prefix}_run", CONTEXT, I32, internal=False)
