@@ -19,7 +19,7 @@ from qcompiler.ir.pointwise import Add, Binary, Clip, PRelu
 from qcompiler.ir.types import DType, Quantization, TensorType, quantized
 
 from .quantize_weights import quantize_weights
-from .residuals import Residual, is_exact, residuals
+from .residuals import Residual, fine_quantization, fine_streams, is_exact, residuals
 from .scheme import PLAIN, Scheme
 from .storage_points import is_movement, is_stored, sharing_groups
 
@@ -113,6 +113,7 @@ class _Inserter:
     spell_out: bool
     widths: Mapping[Value, int]
     scheme: Scheme = PLAIN
+    stored_errors: Mapping[Value, NDArray[np.floating]] | None = None
 
     def __post_init__(self) -> None:
         candidates = residuals(self.graph)
@@ -125,6 +126,10 @@ class _Inserter:
                 self.declined(v, f"'{r.addition.name}' is not added in the accumulator: its other operand's scale is too fine beside the weights'")
             else:
                 self.residuals[v] = r
+        allowed = self.scheme.streams and self.scheme.bits == 8 and not self.spell_out
+        self.fine = fine_streams(self.graph, self.residuals, self.quant) if allowed else frozenset[Value]()
+        self.streams: dict[Value, Value] = {}
+        self.added = {r.addition: r.other for r in self.residuals.values()}
 
     def _quantization(self, v: Value) -> Quantization | None:
         return v.inputs[0].type.quant if isinstance(v.op, Dequantize) else self.quant.get(v)
@@ -140,11 +145,12 @@ class _Inserter:
     def _stored(self, old: Value, v: Value) -> Value:
         if not is_stored(self.graph, old) or (old in self.residuals and not self.spell_out):
             return v
-        q = apply(Quantize(quantized(v.shape, self.quant[old])), v, name=v.name)
-        return apply(Dequantize(), q, name=v.name)
+        if old in self.fine:
+            v = self.streams[old] = _stored_as(v, fine_quantization(self.quant[old]), f"{v.name}.fine")
+        return _stored_as(v, self.quant[old], old.name)
 
     def _rebuilt(self, v: Value, new: Mapping[Value, Value]) -> Value:
-        inputs = [new[i] for i in v.inputs]
+        inputs = [self.streams.get(i, new[i]) if self.added.get(v) is i else new[i] for i in v.inputs]
         if isinstance(v.op, Conv):
             inputs = self._conv_operands(v, inputs)
         elif _reads_constants(v) and not self._is_wide(v):
@@ -167,7 +173,8 @@ class _Inserter:
         if residual is not None and (result := self._result(v)) is not None and result.bits > 8:
             residual = None  # added after the requantization to 16 bits
         mean, covariance = self.means.get(v.inputs[0]), self.covariances.get(v)
-        made = quantize_weights(w.op.data, bias_data, xq, self._result(v), mean, residual, covariance, self.widths.get(v, 8), self.scheme)
+        error = (self.stored_errors or {}).get(v.inputs[0])
+        made = quantize_weights(w.op.data, bias_data, xq, self._result(v), mean, residual, covariance, self.widths.get(v, 8), self.scheme, error)
         for channel in made.raised:
             self.declined(v, f"the weight scale of output channel {channel} was raised so that bias and accumulator fit")
         wq = TensorType(w.shape, DType.i8, self._of_channels(made.scale, self.widths.get(v, 8)))
@@ -194,6 +201,10 @@ def _source(v: Value) -> Value:
     while not isinstance(v.op, Input):
         v = v.inputs[0]
     return v
+
+
+def _stored_as(v: Value, quant: Quantization, name: str) -> Value:
+    return apply(Dequantize(), apply(Quantize(quantized(v.shape, quant)), v, name=name), name=name)
 
 
 def _dequantized(data: NDArray[np.integer], type: TensorType, name: str) -> Value:
@@ -229,12 +240,15 @@ def insert_qdq(
     covariances: Mapping[Value, NDArray[np.float64]] | None = None,
     widths: Mapping[Value, int] | None = None,
     scheme: Scheme = PLAIN,
+    stored_errors: Mapping[Value, NDArray[np.floating]] | None = None,
 ) -> Graph:
-    """The Q/DQ graph. `quantization` holds every stored value (see `share`); `means`, E[x] per channel of the last axis, corrects biases.
+    """The Q/DQ graph. `quantization` holds every stored value (see `share`); `means`, E[x] per channel of the last axis, corrects biases,
+    and so do `stored_errors` (E[Q(x) - x]).
 
     A convolution whose residual is added in the accumulator is not quantized itself; `spell_out` quantizes it all the same,
-    for tools that know only operators between quantized tensors. `covariances` of the inputs of convolutions make rounding of second order;
+    for tools that know only operators between tensors of 8 bits, and so knows no fine streams.
+    `covariances` of the inputs of convolutions make rounding of second order;
     `widths` are the bits of convolutions' weights, 8 where not given.
     """
     reasons = declined if declined is not None else Declined()
-    return _Inserter(graph, quantization, means or {}, covariances or {}, reasons, spell_out, widths or {}, scheme).run()
+    return _Inserter(graph, quantization, means or {}, covariances or {}, reasons, spell_out, widths or {}, scheme, stored_errors).run()

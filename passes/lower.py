@@ -4,7 +4,7 @@ With real values S (q - z), an operator's result in accumulator units is exact i
 scales; one Requantize with M = S_acc / S_y brings it to the result's quantization (Jacob et al. 2018, section 2.2):
 
     Conv          acc = sum x w + (b - z_x sum w)          S_acc = S_x S_w[o]
-    Conv + r      acc + m_o (r - z_r)                      m_o = S_r / (S_x S_w[o]), see `residuals`
+    Conv + r      acc + m_o (r - z_r)                      m_o = S_r / (S_x S_w[o]), see `residuals`; of fine streams acc + (m_o r >> 6)
     Add, Sub      acc = sum m_i (x_i - z_i)                m_i = round(+-S_i / S_y 2^k), S_acc = S_y 2^-k
     Mul, MatMul   acc = (sum) (a - z_a)(b - z_b)           S_acc = S_a S_b
     averages      acc = sum (x - z)                        S_acc = S_x / divisor
@@ -48,6 +48,7 @@ from qcompiler.ir.ops import (
 from qcompiler.ir.pointwise import Add, Clip, Max, Min, Mul, Not, PRelu, Sub, Unary
 from qcompiler.ir.sequence import Attention, Normalize, Rotate
 from qcompiler.ir.types import DType, Quantization, TensorType, quantized
+from qcompiler.numerics.requantize import FRACTION_BITS
 from qcompiler.numerics.softmax import MAX_ELEMENTS, exp_table, log_tables
 
 from .lower_sequence import lower_sequence
@@ -58,6 +59,8 @@ from .unary_function import images
 SUM_BITS = 14
 """Multipliers of sums have at most this many bits, so that nine-bit differences times them fit in 24."""
 TAP_BITS = 7
+INTEGER = 1e-5
+"""Relative: what is that near to an integer was meant to be one, and rounded to float32."""
 
 
 def lower_to_integers(graph: Graph) -> Graph:
@@ -125,14 +128,15 @@ def lower_expression(x: Value, y: TensorType, source: Source, name: str) -> Valu
     match x:
         case Value(op=Dequantize()):
             return rescaled(source(x), y, name)
-        case Value(op=Add()) if y.dtype is DType.i16:
+        case Value(op=Add()) if y.dtype is DType.i16 and not _in_accumulator(x, source):
             return _wide_sum([_wide_operand(i, y, source, f"{name}.{n}") for n, i in enumerate(x.inputs)], y, name)
         case Value(op=Clip(lo, hi), inputs=(inner,)) if not isinstance(inner.op, Dequantize):
             return _clipped(lower_expression(inner, y, source, name), lo, hi, y)
         case Value(op=Clip(lo, hi), inputs=(inner,)) if inner.inputs[0].type.quant == y.quant:
             return apply(integer.Clamp(*clip_bounds(lo, hi, quant_of(y))), source(inner), name=name)
-        case Value(op=Add(), inputs=(Value(op=Conv()) as conv, Value(op=Dequantize()) as other)) | Value(
-            op=Add(), inputs=(Value(op=Dequantize()) as other, Value(op=Conv()) as conv)
+        case (
+            Value(op=Add(), inputs=(Value(op=Conv()) as conv, Value(op=Dequantize()) as other))
+            | Value(op=Add(), inputs=(Value(op=Dequantize()) as other, Value(op=Conv()) as conv))
         ):
             return _conv(conv.op, _operands(conv, source), y, name, source(other))  # type: ignore[arg-type]
     return _lower_operator(x, _operands(x, source), y, name)
@@ -231,7 +235,14 @@ def rescaled(v: Value, y: TensorType, name: str) -> Value:
     if isinstance(v.op, Const):
         q = quant_of(y).quantize(quant_of(v.type).dequantize(v.op.data)).astype(y.dtype.numpy)
         return constant(q, name, replace(y, shape=v.shape))
+    if is_fine(quant_of(v.type), quant_of(y)):
+        return apply(integer.IntNarrow(y), v, name=name)
     return weighted_sum([v], [1], replace(y, shape=v.shape), name)
+
+
+def is_fine(r: Quantization, y: Quantization) -> bool:
+    """Whether `r` is what a requantization to `y` has before its last shift."""
+    return r.bits == 16 and y.bits <= 8 and r.zero_point == (0,) and r.scale[0] * (1 << FRACTION_BITS) == y.scale[0]
 
 
 def weighted_sum(operands: Sequence[Value], signs: Sequence[int], y: TensorType, name: str) -> Value:
@@ -248,13 +259,34 @@ def _conv(op: Conv, operands: Sequence[Value], y: TensorType, name: str, residua
     assert wq is not None
     if any(wq.zero_point):
         raise NoIntegerForm(f"weights '{w.name}' have zero points {set(wq.zero_point)}; expected symmetric weights")
-    scales = np.broadcast_to(np.array(wq.scale), w.shape[:1]) * scale_of(x)
+    scales = _conv_scales(x, w)
     own = np.zeros(w.shape[0], np.int64) if len(operands) < 3 else _bias(operands[2], scales)
     correction = quant_of(x.type).zero_point[0] * data.reshape(data.shape[0], -1).astype(np.int64).sum(1)
     bias = constant((own - correction).astype(np.int32), f"{name}.bias")
     made = integer.IntConv(op.strides, op.pads, op.dilations, op.groups)
-    added = [] if residual is None else [residual, constant(np.rint(scale_of(residual) / scales).astype(np.int32), f"{name}.residual")]
+    added = [] if residual is None else [residual, constant(np.rint(_residual_unit(residual) / scales).astype(np.int32), f"{name}.residual")]
     return requantized(apply(made, x, w, bias, *added, name=f"{name}.acc"), scales, y, name)
+
+
+def _residual_unit(r: Value) -> float:
+    """The real value of what a multiplier of the accumulator is for: one step, or 64 of a fine stream."""
+    return scale_of(r) * (1 << FRACTION_BITS if r.type.dtype is DType.i16 else 1)
+
+
+def _in_accumulator(x: Value, source: Source) -> bool:
+    """Whether the sum `x` is of a stored operand and of a convolution whose weights were scaled for it: all multipliers are integers."""
+    match x.inputs:
+        case (Value(op=Conv()) as conv, Value(op=Dequantize()) as other) | (Value(op=Dequantize()) as other, Value(op=Conv()) as conv):
+            real = _residual_unit(source(other)) / _conv_scales(*_operands(conv, source)[:2])
+            return bool((np.abs(real - np.rint(real)) < INTEGER * real).all() and (np.rint(real) >= 1).all() and (real < 1 << 15).all())
+    return False
+
+
+def _conv_scales(x: Value, w: Value) -> NDArray[np.float64]:
+    """The unit of the accumulator of each output channel."""
+    quant = w.type.quant
+    assert quant is not None
+    return np.asarray(np.broadcast_to(np.array(quant.scale), w.shape[:1]) * scale_of(x))
 
 
 def _bias(b: Value, scales: NDArray[np.floating]) -> NDArray[np.int64]:

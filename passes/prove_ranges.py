@@ -21,7 +21,7 @@ from qcompiler.ir import integer
 from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.ops import Concat, Const, Input, Pad, const_data
 from qcompiler.ir.types import DType
-from qcompiler.numerics.requantize import rounding_half
+from qcompiler.numerics.requantize import FRACTION_BITS, narrow, rounding_half
 
 from .partition import INDEX_MOVEMENT
 
@@ -71,6 +71,9 @@ def activation_interval(v: Value, known: Mapping[Value, Interval]) -> Interval:
             return whole if table is None else (int(table.min()), int(table.max()))
         case integer.IntNormalize(type=type) | integer.IntAttention(type=type) if type.quant is not None:
             return type.quant.qmin, type.quant.qmax
+        case integer.IntNarrow(type=type) if type.quant is not None:
+            lo, hi = narrow(np.array(known[v.inputs[0]], np.int16), type.quant.zero_point[0]).tolist()
+            return lo, hi
         case integer.IntCast():
             return (0, 1) if v.inputs[0].type.dtype is DType.bool else whole
         case integer.IntAdd():
@@ -144,8 +147,12 @@ def _conv(v: Value, operands: list[Interval]) -> Reach:
     if len(v.inputs) == 3:
         return low, high, reach
     m = np.asarray(const_data(v.inputs[4]), np.int64)
+    lo, hi = operands[2]
+    if v.inputs[3].type.dtype is DType.i16:  # m r is below 2^30, and not yet part of the sum
+        lo, hi = lo >> FRACTION_BITS, hi >> FRACTION_BITS
+        return low + m * lo, high + m * (hi + 1), reach + m * (1 << 15 - FRACTION_BITS)
     # r, not r - z, may be multiplied first: 2 * 255 covers it and the correction.
-    return low + m * operands[2][0], high + m * operands[2][1], reach + m * 2 * 255
+    return low + m * lo, high + m * hi, reach + m * 2 * 255
 
 
 def _sum(v: Value, operands: list[Interval]) -> Reach:

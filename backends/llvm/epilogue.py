@@ -29,7 +29,7 @@ from qcompiler.ir.graph import Value
 from qcompiler.ir.integer import Clamp, IntAdd, IntConv, IntSum, Lookup, Requantize
 from qcompiler.ir.ops import const_data
 from qcompiler.ir.types import DType
-from qcompiler.numerics.requantize import output_offset, requantize_biased, requantize_wide_biased, rounding_half
+from qcompiler.numerics.requantize import FRACTION_BITS, output_offset, requantize_biased, requantize_wide_biased, rounding_half
 
 from . import instrs
 from .dsl import Index, Kernel, Ptr, Val, join
@@ -211,8 +211,8 @@ class Added:
 
 @dataclass(frozen=True)
 class Addend:
-    """The residual operand of an `IntConv`: acc + m_o * r, in 32 bits, before anything is rounded; z_r is part of the bias, and so
-    is `addend_offset`, which is added to r because bytes widen in half the instructions without their sign."""
+    """The residual operand of an `IntConv`: acc + m_o * r, in 32 bits, before anything is rounded (of 16 bits: acc + (m_o * r >> 6)); z_r is part
+    of the bias, and so is `addend_offset`, which is added to r because bytes widen in half the instructions without their sign."""
 
     bits: int = 8
 
@@ -221,7 +221,8 @@ class Addend:
             raise ValueError("an epilogue with a residual needs its operand")
         other, m = sources.residual(), _spread(r.lanes(32, count), acc)
         wide = unsigned_words(other) if addend_offset(acc.k.target, self.bits) else other.sext(32)
-        return acc + product_of_words(wide[: len(acc)], m)
+        words = product_of_words(wide[: len(acc)], m)
+        return acc + (words if self.bits == 8 else words.shr(words.splat(FRACTION_BITS)))
 
     def sizes(self, count: int) -> int:
         return count
@@ -350,7 +351,7 @@ def describe(epilogue: Sequence[Value], bias: NDArray[np.integer] | int, produce
     if isinstance(producer.op, IntConv) and len(producer.inputs) > 3:
         multipliers = _ints(producer.inputs[4])
         total = total - multipliers * zero_point(producer.inputs[3])
-        d.stages.append(Addend())
+        d.stages.append(Addend(bits_of(producer.inputs[3])))
         d.numbers.append((multipliers, 32))
     for n, v in enumerate(epilogue):
         after = epilogue[n + 1] if n + 1 < len(epilogue) else None

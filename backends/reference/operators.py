@@ -14,7 +14,7 @@ from qcompiler.ir.graph import Value
 from qcompiler.ir.ops import ArgMax, Op
 from qcompiler.ir.types import DType
 from qcompiler.numerics import attention, normalize
-from qcompiler.numerics.requantize import Multiplier, requantize, requantize_wide
+from qcompiler.numerics.requantize import FRACTION_BITS, Multiplier, narrow, requantize, requantize_wide
 from qcompiler.numerics.softmax import log_softmax, softmax
 
 Array = NDArray[Any]
@@ -77,7 +77,10 @@ def _conv(op: integer.IntConv, v: Value, x: Array, w: Array, bias: Array, *resid
         weights = w.transpose(0, 3, 1, 2).reshape(g, w.shape[0] // g, -1).transpose(0, 2, 1).astype(np.float64)
         acc = np.matmul(rows, weights).transpose(1, 0, 2).reshape(n, oh, ow, w.shape[0])
     total = acc.astype(np.int64) + bias.astype(np.int64)
-    return total + residual[1] * centered(v.inputs[3], residual[0]) if residual else total
+    if not residual:
+        return total
+    product = residual[1] * centered(v.inputs[3], residual[0])
+    return total + (product >> FRACTION_BITS if residual[0].dtype == np.int16 else product)
 
 
 def _sum(op: integer.IntSum, v: Value, *xs: Array) -> Array:
@@ -186,6 +189,7 @@ MEANINGS: dict[type[Op], Meaning] = {
     integer.IntMin: lambda op, v, a, b: np.minimum(a, b),
     integer.IntSoftmax: _softmax,
     integer.IntAdd: _add,
+    integer.IntNarrow: lambda op, v, r: narrow(r, zero_point(v)),
     integer.IntCast: _cast,
     integer.IntNormalize: _normalize,
     integer.IntAttention: _attention,

@@ -25,7 +25,8 @@ class IntConv(Conv):
 
     The bias holds the zero-point correction -z_x * sum(w). Dense layers are 1x1 convolutions of [1,1,rows,K].
     Two more operands, r (i8, of the result's shape) and m [O] i32 const in [1, 2^15), add a residual to the accumulator
-    before anything is rounded: acc + m_o * (r - z_r).
+    before anything is rounded: acc + m_o * (r - z_r). A residual of i16 (z_r = 0) is a fine stream, whose steps are 2^-6 of those
+    that m is for: acc + ((m_o * r) >> 6), see `numerics.requantize`.
     """
 
     def infer(self, x: TensorType, w: TensorType, b: TensorType | None = None, *residual: TensorType) -> TensorType:
@@ -171,6 +172,16 @@ class IntAdd(Op):
         if a.shape != b.shape or a.quant != b.quant:
             raise ValueError(f"cannot add {b} to {a}: expected one shape and one quantization")
         return a
+
+
+@dataclass(frozen=True)
+class IntNarrow(Op):
+    """Operand r (i16), a fine stream: exactly `numerics.requantize.narrow` with the zero point of `type`, whose scale is 2^6 times that of r."""
+
+    type: TensorType
+
+    def infer(self, r: TensorType) -> TensorType:
+        return TensorType(r.shape, self.type.dtype, self.type.quant)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ means y beyond +-511. Compare gemmlowp's Q31 scheme (Jacob et al. 2018, section 
 **16 bits.** Residual streams, logits and network outputs may be 16 bits wide, with zero point 0: r itself is the result, with M = q * 2^-15 * 2^-s.
 Its error is at most 1.5 units. Because t saturates where |r| may be as little as 2^14, scales are chosen so that real values reach 2^14
 units and no more; beyond it is saturation between 2^14 and 2^15.
+
+**Fine streams.** The r of a requantization to int8 may be kept beside y: 16 bits, zero point 0, scale S_y / 64, and |r| <= 255 * 64 < 2^14 for
+all that y can hold. The last line alone turns it into y (`narrow`): the copy has the very bits that requantizing to int8 would have given.
 """
 
 from __future__ import annotations
@@ -85,8 +88,18 @@ def requantize_biased(a: Self, left: Self | None, right: Self, q: Self, offset: 
     is 0 in every lane (`left` None: 0 everywhere), `q` and `offset` 16 bits. Result: 8 bits."""
     shifted = a if left is None else a.shl(left)
     t = shifted.shr(right).sat(16)
-    r = t.mul_q15(q).add_sat(offset)
-    return r.shr(r.splat(FRACTION_BITS)).sat(8)
+    return narrow_biased(t.mul_q15(q), offset)
+
+
+def narrow_biased(r: Self, offset: Self) -> Self:
+    """The last line of `requantize_biased`: r of 16 bits, `offset` that of the zero point. Result: 8 bits."""
+    biased = r.add_sat(offset)
+    return biased.shr(biased.splat(FRACTION_BITS)).sat(8)
+
+
+def narrow(r: NDArray[np.integer], zero_point: int) -> NDArray[np.int8]:
+    """numpy reading of `narrow_biased`."""
+    return narrow_biased(CheckedLanes(r, 16), CheckedLanes(output_offset(zero_point), 16)).values.astype(np.int8)
 
 
 def requantize(acc: NDArray[np.integer], shift: NDArray[np.integer], q: NDArray[np.integer], zero_point: int) -> NDArray[np.int8]:

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from qcompiler.numerics.lanes import CheckedLanes, WidthError
-from qcompiler.numerics.requantize import Multiplier, multiplier, output_offset, requantize, requantize_wide, rounding_half
+from qcompiler.numerics.requantize import Multiplier, multiplier, narrow, output_offset, requantize, requantize_wide, rounding_half
 
 INT32 = st.integers(-(1 << 31), (1 << 31) - 1)
 MULTIPLIERS = st.builds(Multiplier, st.integers(-15, 31), st.integers(1 << 14, (1 << 15) - 1))
@@ -37,6 +37,13 @@ def test_within_one_of_exact_and_only_near_ties(acc: int, m: Multiplier, zero: i
     if y != rounded:
         fraction = (real + Fraction(1, 2)) % 1
         assert min(fraction, 1 - fraction) <= Fraction(3, 128)
+
+
+@given(INT32, MULTIPLIERS, ZERO_POINTS)
+def test_a_fine_stream_narrows_to_what_requantizing_gives(acc: int, m: Multiplier, zero: int) -> None:
+    assume(in_range(acc, m))
+    parts = np.array([acc]), np.array([m.shift]), np.array([m.q])
+    assert narrow(requantize_wide(*parts), zero) == requantize(*parts, zero)
 
 
 @given(st.lists(INT32, min_size=2, max_size=8), MULTIPLIERS, ZERO_POINTS)

@@ -12,11 +12,11 @@ from qcompiler.backends import reference
 from qcompiler.errors import ProofError, UnsupportedModel
 from qcompiler.ir import ops, pointwise
 from qcompiler.ir.graph import Declined, Graph, Value, apply
-from qcompiler.ir.integer import IntConv, IntRotate, Requantize
+from qcompiler.ir.integer import IntConv, IntNarrow, IntRotate, Requantize
 from qcompiler.ir.interpret import evaluate
 from qcompiler.ir.ops import Conv, Input, Reduce, Reduction, constant
 from qcompiler.ir.pointwise import Add, Clip
-from qcompiler.ir.types import Quantization, float_type, quantized
+from qcompiler.ir.types import DType, Quantization, float_type, quantized
 from qcompiler.passes.insert_qdq import insert_qdq, share
 from qcompiler.passes.legalize import legalize
 from qcompiler.passes.lower import lower_to_integers
@@ -119,6 +119,27 @@ def test_a_residual_is_added_in_the_accumulator_exactly() -> None:
     assert not any(type(v.op).__name__ == "IntSum" for v in integer.order)
 
 
+@pytest.mark.parametrize("coarser", [1.0, 4.0])
+def test_what_additions_pass_on_is_fine_where_that_shows(coarser: float) -> None:
+    """x -> r = relu conv x; y = relu(conv(relu conv r) + r), with y four times as coarse or not."""
+
+    def body(x: Value) -> Value:
+        r = apply(Clip(0.0), conv(x, 4, name="first"), name="r")
+        inner = apply(Clip(0.0), conv(r, 4, name="second"), name="inner")
+        y = apply(Clip(0.0), apply(Add(), conv(inner, 4, name="third"), r, name="add"), name="y")
+        return conv(y, 4, name="last")
+
+    graph = graph_of(body, SHAPE)
+    quant = {v: Quantization.per_tensor(0.02 * (coarser if v.name == "y" else 1), -128 if "conv" not in v.name else 0) for v in storage_points(graph)}
+    integer = lower_to_integers(insert_qdq(graph, quant))
+    fine = {v.name: v for v in integer.order if v.type.dtype is DType.i16}
+    assert set(fine) == ({"r.fine"} if coarser < 2 else set())
+    assert sum(isinstance(v.op, IntNarrow) for v in integer.order) == len(fine)
+    assert [v.type.dtype for v in integer.order if isinstance(v.op, IntConv) and len(v.inputs) > 3] == [DType.i32]
+    exchanged = insert_qdq(graph, quant, spell_out=True)
+    assert not any(v.type.dtype is DType.i16 for v in exchanged.order), "other tools know 8 bits"
+
+
 def test_a_division_becomes_a_product() -> None:
     graph = legalize(graph_of(lambda x, y: apply(pointwise.Div(), x, y, name="div"), SHAPE, SHAPE))
     assert [type(v.op).__name__ for v in graph.order] == ["Input", "Input", "Reciprocal", "Mul"]
@@ -156,15 +177,17 @@ def test_a_huge_bias_raises_the_scale_and_is_reported() -> None:
     assert np.isclose(made.bias[0] * made.scale[0] * 0.01, 50.0)
 
 
-def test_bias_correction_removes_the_mean_error() -> None:
+@pytest.mark.parametrize("stored", [0.0, 0.05])
+def test_bias_correction_removes_the_mean_error(stored: float) -> None:
+    """Of weights, and of operands whose stored mean is `stored` above what it was."""
     w, mean = normal(5, 3, 3, 8), np.abs(normal(8)) + 1
-    x = Quantization.per_tensor(0.02)
-    plain, corrected = quantize_weights(w, None, x, None), quantize_weights(w, None, x, None, mean)
+    x, error = Quantization.per_tensor(0.02), np.full(8, stored)
+    plain, corrected = quantize_weights(w, None, x, None), quantize_weights(w, None, x, None, mean, stored_error=error)
     target = (w.astype(np.float64).sum((1, 2)) * mean).sum(1)
 
     def result(made: object) -> np.ndarray:
         taps = (made.weights * made.scale.reshape(-1, 1, 1, 1)).sum((1, 2))  # type: ignore[attr-defined]
-        return (taps * mean).sum(1) + made.bias * made.scale * 0.02  # type: ignore[attr-defined]
+        return (taps * (mean + error)).sum(1) + made.bias * made.scale * 0.02  # type: ignore[attr-defined]
 
     assert np.abs(result(corrected) - target).max() < 0.1 * np.abs(result(plain) - target).max()
 

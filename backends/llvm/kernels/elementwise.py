@@ -3,6 +3,7 @@
     IntSum   acc = sum_i m_i x_i + (half - sum_i m_i z_i)      pairs of 16-bit lanes, m_i and m_j at once (pmaddwd)
     IntMul   acc = (a - z_a) (b - z_b)                         nine bits each
     IntAdd   y = sat16(a + b)
+    IntNarrow  y = sat8(sat16(r + 64 z + 32) >> 6)
 
 Each row of a `Nest` is done a register of 8-bit values (or two of 16) at a time: widened to four registers of accumulators, then the epilogue.
 Where the epilogue's constants differ per channel, rows are those of the last axis and each register has its own block.
@@ -17,11 +18,12 @@ import numpy as np
 from llvmlite import ir
 
 from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val
-from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData, Sources, describe, weighted_pair
+from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData, Sources, describe, weighted_pair, zero_point
 from qcompiler.backends.llvm.launch import Argument, Data, Launch, Nothing
 from qcompiler.backends.llvm.lookup import emit_lookup
 from qcompiler.backends.llvm.target import Target
 from qcompiler.ir.integer import Clamp, IntAdd, IntMax, IntMin, IntSum
+from qcompiler.numerics.requantize import narrow_biased, output_offset
 from qcompiler.passes.layouts import Space
 from qcompiler.passes.plan_memory import Run
 
@@ -222,6 +224,33 @@ def _pointwise(c: Pointwise, xs: Sequence[Val], table: Ptr) -> Val:
         case "add":
             return xs[0].add_sat(xs[1])
     return emit_lookup(xs[0], table)
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """16 bits to 8: spaces and strides of operand and result."""
+
+    nest: Nest
+    spaces: tuple[Space, Space]
+    offset: int
+
+
+def plan_narrow(run: Run, target: Target) -> Iterable[Launch]:
+    """`IntNarrow`."""
+    (x,), y = operands(run), result_of(run)
+    config = Narrow(_loops([x], y), (x.space, y.space), output_offset(zero_point(run.step.producer)))
+    yield Launch(emit_narrow, config, ("x", "y"), (x.argument, y.argument), run.step.result.name)
+
+
+def emit_narrow(k: Kernel, c: Narrow) -> None:
+    """The body of a function of ("x", "y")."""
+    with c.nest.rows(k, k.parameters) as (x, y):
+
+        def body(start: Index | int, nbytes: int) -> None:
+            r = load_row(k, x + start * c.nest.inner[0], nbytes, c.spaces[0], c.nest.inner[0], 16)
+            store_row(k, y + start, narrow_biased(r, k.splat(c.offset, 16)), nbytes, c.spaces[1])
+
+        for_row(k, c.nest.n, body)
 
 
 # --- one table per channel ---------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from qcompiler.ir.integer import (
     IntMax,
     IntMin,
     IntMul,
+    IntNarrow,
     IntNormalize,
     IntReduceSum,
     IntResize,
@@ -35,7 +36,7 @@ from qcompiler.passes.plan_memory import Action, Copy, Fill, Run
 from .attention import plan_attention
 from .attention_plan import attention_scratch
 from .cast import plan_cast
-from .elementwise import plan_lookup, plan_mul, plan_pointwise, plan_sum
+from .elementwise import plan_lookup, plan_mul, plan_narrow, plan_pointwise, plan_sum
 from .gather import plan_gather
 from .matmul import plan_matmul
 from .movement import plan_copy, plan_fill, plan_take
@@ -69,6 +70,7 @@ PLANNERS: dict[type[Op], Planner] = {
     IntNormalize: plan_normalize,
     IntRotate: plan_rotate,
     IntCast: plan_cast,
+    IntNarrow: plan_narrow,
     Gather: plan_gather,
     Pad: plan_take,
     Resize: plan_take,
@@ -106,7 +108,8 @@ def plan(action: Action, target: Target) -> Iterable[Launch]:
 
 def _too_wide(v: Value) -> str | None:
     """What is wrong with an operand of 16 bits, if anything."""
-    wide = [x for x in v.inputs if x.type.dtype is DType.i16 and not isinstance(x.op, Const)]
+    multiplied = v.inputs[:3] if isinstance(v.op, IntConv) else v.inputs
+    wide = [x for x in multiplied if x.type.dtype is DType.i16 and not isinstance(x.op, Const)]
     if not wide or not isinstance(v.op, NARROW):
         return None
     return f"{type(v.op).__name__} '{v.name}' expects operands of 8 bits, found '{wide[0].name}' of 16; requantize it first"
