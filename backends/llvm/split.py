@@ -7,8 +7,13 @@ piece writes what it would have written alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cache
+from itertools import pairwise
+from math import prod
+
+from .dsl import Index, Kernel
 
 MOST_PIECES = 16
 THREADS = (2, 4)
@@ -21,6 +26,37 @@ AT_LEAST = 0.75
 
 Loops = Sequence[tuple[int, float]]
 """Split loops that run one after another: (rounds, cost of all of them)."""
+Shared = tuple[int, int]
+"""Which of nested loops threads share, [first, last): several are walked as one."""
+
+
+@contextmanager
+def grid(k: Kernel, sizes: Sequence[int], shared: Shared | None) -> Iterator[tuple[Index | int, ...]]:
+    """Nested loops of `sizes` rounds, outermost first; within them the index of each. Threads share those of `shared`, as one loop of all
+    their rounds where they are several: 7 rows of 7 tiles are 24 and 25 of 49 then, instead of 3 and 4 of 7."""
+    joined = shared is not None and k.span is not None and not k.span.inside and sum(n > 1 for n in sizes[slice(*shared)]) > 1
+    bounds = [n for n in range(len(sizes) + 1) if not (joined and shared and shared[0] < n < shared[1])]
+    index = list[Index | int]()
+    with ExitStack() as loops:
+        for first, last in pairwise(bounds):
+            here = shared is not None and shared[0] <= first < shared[1]
+            i = loops.enter_context(k.split(prod(sizes[first:last]), here and (joined or sizes[first] > 1)))
+            index += _digits(k, i, sizes[first:last])
+        yield tuple(index)
+
+
+def _digits(k: Kernel, index: Index | int, sizes: Sequence[int]) -> list[Index | int]:
+    """The index on each axis, of an index into them all."""
+    *outer, n = sizes
+    if isinstance(index, int) or not outer:
+        return [*[0] * len(outer), index]
+    rest = index if n == 1 else Index(k, k.b.udiv(index.ir, k.i64(n)))
+    return [*_digits(k, rest, outer), 0 if n == 1 else Index(k, k.b.urem(index.ir, k.i64(n)))]
+
+
+def joint(sizes: Sequence[Sequence[int]], costs: Sequence[float], shared: Shared) -> Loops:
+    """The shared loops of nests of `sizes` that run one after another."""
+    return [(prod(s[slice(*shared)]), cost) for s, cost in zip(sizes, costs, strict=True)]
 
 
 def most_balanced(axes: Mapping[str, Loops]) -> str:

@@ -26,7 +26,7 @@ from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val, join
 from qcompiler.backends.llvm.epilogue import Epilogue, Sources, load_pixels, store_pixels
 from qcompiler.backends.llvm.instrs import prefetch
 from qcompiler.backends.llvm.order import wide_order
-from qcompiler.backends.llvm.split import most_balanced
+from qcompiler.backends.llvm.split import Shared, grid, joint, most_balanced
 from qcompiler.backends.llvm.target import Target
 
 from .chain import accumulate, header_bytes
@@ -186,21 +186,24 @@ def _group_bytes(config: ConvConfig, s: Segment, t: Target) -> int:
     return s.count * t.vector_bytes // (2 if config.nibbles else 1)
 
 
+AXES: dict[str, Shared] = {"rows": (2, 3), "columns": (3, 4), "images": (1, 2), "blocks": (0, 1), "tiles": (1, 4), "all": (0, 4)}
+"""Which of the loops over blocks, images, rows and columns threads may share."""
+
+
 def split_axis(config: ConvConfig) -> str:
-    """Which loop threads share: the best balanced; of equal ones, blocks where weights are more to read than x is."""
-    segments = config.segments
+    """Which loops threads share: the best balanced; of equal ones, blocks where weights are more to read than x is, else rows, which the next
+    layer can be divided into as well; several loops as one where no single one has rounds enough."""
     area = config.images * config.rows * config.columns
     heavy = config.depth * GROUP * config.channels > area * config.x.column
-    parts = {
-        "columns": [-(-config.columns // s.columns) for s in segments],
-        "rows": [-(-config.rows // s.rows) for s in segments],
-        "images": [config.images for _ in segments],
-        "groups": [config.groups],
-        "blocks": [s.blocks for s in segments],
-    }
-    costs = [float(s.blocks * s.count) for s in segments]
-    order = ("blocks", "rows", "columns", "images", "groups") if heavy else ("rows", "columns", "images", "groups", "blocks")
-    return most_balanced({name: list(zip(parts[name], costs if len(parts[name]) > 1 else [1.0])) for name in order})
+    sizes, costs = [_sizes(config, s) for s in config.segments], [float(s.blocks * s.count) for s in config.segments]
+    axes = {name: joint(sizes, costs, shared) for name, shared in AXES.items()} | {"groups": [(config.groups, 1.0)]}
+    single = ("blocks", "rows", "columns", "images", "groups") if heavy else ("rows", "columns", "images", "groups", "blocks")
+    return most_balanced({name: axes[name] for name in (*single, "tiles", "all")})
+
+
+def _sizes(config: ConvConfig, s: Segment) -> tuple[int, int, int, int]:
+    """Rounds of the loops over blocks, images, and tiles in rows and columns."""
+    return s.blocks, config.images, -(-config.rows // s.rows), -(-config.columns // s.columns)
 
 
 def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, start: int, at: Operands, axis: str) -> None:
@@ -209,7 +212,8 @@ def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, start: int, at: Ope
     if rest < size and s.blocks > 1:
         raise ValueError("only a segment of one block may be partly empty")
     weights, numbers = _block_sizes(config, s, k.target)
-    with k.split(s.blocks, axis == "blocks") as b, k.split(config.images, axis == "images") as n:
+    sizes = _sizes(config, s)
+    with grid(k, sizes, AXES.get(axis)) as (b, n, i, j):
         block = Operands(
             at.x + n * config.x.image,
             _moved(at.residual, config.residual, n) + plus(b * size, start) * (config.epilogue.residual_bits // 8),
@@ -219,11 +223,8 @@ def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, start: int, at: Ope
             at.out + n * config.out.image + plus(b * size, start) * config.epilogue.itemsize,
             plus(at.channel, b * size + start),
         )
-        with k.split(-(-config.rows // s.rows), axis == "rows") as i:
-            row, across = tile_start(i, s.rows, config.rows), -(-config.columns // s.columns)
-            with k.split(across, axis == "columns") as j:
-                here = replace(block, ahead=_ahead(k, config, s, block, plus(i * across, j)))
-                _emit_tile(k, config, s, min(rest, size), here, row, tile_start(j, s.columns, config.columns))
+        here = replace(block, ahead=_ahead(k, config, s, block, plus(i * sizes[3], j)))
+        _emit_tile(k, config, s, min(rest, size), here, tile_start(i, s.rows, config.rows), tile_start(j, s.columns, config.columns))
 
 
 def _ahead(k: Kernel, config: ConvConfig, s: Segment, block: Operands, tile: Index | int) -> Ptr | None:

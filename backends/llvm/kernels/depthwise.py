@@ -21,7 +21,7 @@ from qcompiler.backends.llvm.dot import GROUP, XOperand, dot_of
 from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val
 from qcompiler.backends.llvm.epilogue import Epilogue, Sources, load_pixels, store_pixels
 from qcompiler.backends.llvm.order import wide_order
-from qcompiler.backends.llvm.split import most_balanced
+from qcompiler.backends.llvm.split import Shared, grid, joint, most_balanced
 from qcompiler.backends.llvm.target import Target
 
 from .conv import Operands, Steps, plus, tile_start
@@ -123,7 +123,7 @@ def emit_depthwise(k: Kernel, config: DepthwiseConfig) -> None:
         size = part.target.vector_bytes
         weights, constants = _block_sizes(config, part.target)
         blocks = -(-channels // size)
-        with k.split(blocks, axis == "blocks") as b, k.split(config.images, axis == "images") as n:
+        with grid(k, _sizes(config, channels, part.target), AXES[axis]) as (b, n, row, j):
             channel = b * size
             residual = at.residual + plus(channel, start) * (config.epilogue.residual_bits // 8)
             here = Operands(
@@ -135,20 +135,24 @@ def emit_depthwise(k: Kernel, config: DepthwiseConfig) -> None:
                 at.out + plus(channel, start) * config.epilogue.itemsize + n * config.out.image,
                 plus(start, channel),
             )
-            with k.split(config.rows, axis == "rows") as row, k.loop(-(-config.columns // config.tile)) as (j, _):
-                _emit_tile(part, config, min(channels, size), here, row, tile_start(j, config.tile, config.columns))
+            _emit_tile(part, config, min(channels, size), here, row, tile_start(j, config.tile, config.columns))
         at = replace(at, weights=at.weights + blocks * weights, constants=at.constants + blocks * constants)
 
 
+AXES: dict[str, Shared] = {"rows": (2, 3), "blocks": (0, 1), "images": (1, 2), "tiles": (1, 4), "all": (0, 4)}
+"""Which of the loops over blocks, images, rows and columns threads may share."""
+
+
 def split_axis(config: DepthwiseConfig, target: Target) -> str:
-    """Which loop threads share: the best balanced."""
-    parts = [(-(-n // target.narrowed(bits).vector_bytes), n) for _, n, bits in widths(config.channels, target)]
-    axes = {
-        "rows": [(config.rows, float(n)) for _, n in parts],
-        "blocks": [(blocks, float(n)) for blocks, n in parts],
-        "images": [(config.images, float(n)) for _, n in parts],
-    }
-    return most_balanced(axes)
+    """Which loops threads share: the best balanced, a single one where it has rounds enough."""
+    parts = list(widths(config.channels, target))
+    sizes, costs = [_sizes(config, n, target.narrowed(bits)) for _, n, bits in parts], [float(n) for _, n, _ in parts]
+    return most_balanced({name: joint(sizes, costs, shared) for name, shared in AXES.items()})
+
+
+def _sizes(config: DepthwiseConfig, channels: int, target: Target) -> tuple[int, int, int, int]:
+    """Rounds of the loops over blocks of `channels`, images, rows, and tiles in a row."""
+    return -(-channels // target.vector_bytes), config.images, config.rows, -(-config.columns // config.tile)
 
 
 def _block_sizes(config: DepthwiseConfig, target: Target) -> tuple[int, int]:
