@@ -36,6 +36,7 @@ from .scheme import PLAIN, Scheme
 from .simplify import simplify
 from .split_normalizations import split_normalizations
 from .storage_points import is_movement, is_stored, storage_points
+from .stored_errors import stored_errors
 from .transfer import transferred
 from .unary_function import sole_function
 from .watch import watched
@@ -173,24 +174,33 @@ class Observed:
     quantization: Mapping[Value, Quantization]
     means: Mapping[Value, NDArray[np.float64]] | None
     covariances: Mapping[Value, NDArray[np.float64]] | None
+    errors: Mapping[Value, NDArray[np.float64]] | None = None
+    """Of means, by storing (`stored_errors`)."""
 
     def transferred(self, graph: Graph, other: Graph) -> Observed:
         """The same of another form of the network."""
         means = None if self.means is None else transferred(self.means, graph, other)
         h = None if self.covariances is None else transferred(self.covariances, graph, other)
-        return Observed(transferred(self.quantization, graph, other, storage_points(other)), means, h)
+        errors = None if self.errors is None else transferred(self.errors, graph, other)
+        return Observed(transferred(self.quantization, graph, other, storage_points(other)), means, h, errors)
 
 
 def observed(graph: Graph, preview: Batches, batches: Batches, options: Options, progress: Callable[[int], None] | None) -> Observed:
     """What `batches` say of the canonical `graph`, the first of them being `preview`."""
-    return _measured(graph, preview, batches, options, progress).observed(options)
+    found = _measured(graph, preview, batches, options, progress).observed(options)
+    if not options.correct_bias:
+        return found
+    return replace(found, errors=stored_errors(graph, found.quantization, _looked_at(graph, preview)))
 
 
 def _measured(graph: Graph, preview: Batches, batches: Batches, options: Options, progress: Callable[[int], None] | None) -> Measured:
     statistics = calibrate(graph, batches, storage_points(graph), progress)
     means = _means(graph, statistics) if options.correct_bias else None
-    looked_at = list(islice((s for batch in preview for s in samples(graph, batch)), PREVIEW_SAMPLES))
-    return Measured(graph, statistics, means, covariances(graph, looked_at) if options.second_order else None)
+    return Measured(graph, statistics, means, covariances(graph, _looked_at(graph, preview)) if options.second_order else None)
+
+
+def _looked_at(graph: Graph, preview: Batches) -> list[dict[str, NDArray[np.generic]]]:
+    return list(islice((s for batch in preview for s in samples(graph, batch)), PREVIEW_SAMPLES))
 
 
 def quantized(graph: Graph, seen: Observed, options: Options, declined: Declined) -> Quantized:
@@ -210,7 +220,8 @@ def quantized(graph: Graph, seen: Observed, options: Options, declined: Declined
 
 def _inserting(graph: Graph, seen: Observed, options: Options) -> Callable[..., Graph]:
     widths = weight_widths(graph, options.weight_bits, options.plan)
-    return partial(insert_qdq, graph, seen.quantization, seen.means, covariances=seen.covariances, widths=widths, scheme=options.scheme)
+    insert = partial(insert_qdq, graph, seen.quantization, seen.means, covariances=seen.covariances, stored_errors=seen.errors)
+    return partial(insert, widths=widths, scheme=options.scheme)
 
 
 def evened(graph: Graph, shown: Mapping[Value, Statistics], options: Options, declined: Declined) -> Graph:

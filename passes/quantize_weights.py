@@ -67,8 +67,8 @@ def quantize_weights(
 ) -> QuantizedWeights:
     """Weights [O,kh,kw,C/groups] read by an operand of quantization `x`; `out` is the result's quantization where known.
 
-    Where `mean`, E[x] per input channel [C], is given, the bias is corrected, also by `stored_error`, E[Q(x) - x]; where `covariance` is (see `covariances`), rounding is of
-    second order.
+    Where `mean`, E[x] per input channel [C], is given, the bias is corrected, and where `stored_error`, E[Q(x) - x], is, by that too;
+    where `covariance` is (see `covariances`), rounding is of second order.
     """
     w = weights.astype(np.float64)
     b = np.zeros(w.shape[0]) if bias is None else bias.astype(np.float64)
