@@ -253,7 +253,6 @@ def cells(row: Row) -> tuple[str, ...]:
         return "-" if value is None else form(value)
 
     interval = "-" if row.low is None or row.high is None else f"{100 * row.low:.1f} to {100 * row.high:.1f}"
-    kind = f"{row.instructions / 1e6:.3g} M instructions" if row.instructions is not None else row.latency_kind or "-"
     same = "-" if row.same_bits is None else f"{'yes' if row.same_bits else 'NO'}, {row.samples} samples"
     return (
         row.target,
@@ -262,13 +261,19 @@ def cells(row: Row) -> tuple[str, ...]:
         interval,
         shown(row.disagreement, lambda x: f"{100 * x:.2f}"),
         shown(row.latency_ms, lambda x: f"{x:.4g}"),
-        f"counted: {kind}" if row.instructions is not None else kind,
+        counted(row) if row.instructions is not None else row.latency_kind or "-",
         shown(row.percent_of_peak, lambda x: f"{x:.0f}"),
         shown(row.code_bytes, size),
         shown(row.weight_bytes, size),
         shown(row.arena_bytes, size),
         same,
     )
+
+
+def counted(row: Row) -> str:
+    """What an emulated inference costs; cycles are an estimate, and said to be."""
+    cycles = "" if row.cycles is None else f", ~{row.cycles / 1e6:.3g} M cycles of {row.core}"
+    return f"counted: {(row.instructions or 0) / 1e6:.3g} M instructions{cycles}"
 
 
 def show(found: Comparison) -> None:

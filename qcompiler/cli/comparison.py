@@ -2,7 +2,7 @@
 
     on a device   the first few samples are run over ssh, where it is of the target's kind, and the time measured there
     natively      every sample is run, and the time measured; programs and peers take turns
-    emulated      the first few samples are run (unicorn, qemu-user), instructions of arm64 are counted; no time is given
+    emulated      the first few samples are run (unicorn, qemu-user), instructions of arm64 are counted and their cycles estimated; no time is given
     by meaning    the kernels of a CPU that neither this machine nor an emulator has, with generic code for each instruction
     not run       objects of other systems
 
@@ -36,6 +36,7 @@ Call = Callable[[Feeds], Mapping[str, Array]]
 Z95 = 1.959964
 MEASURED, REMOTE, COUNTED = "measured", "remote", "counted"
 NATIVELY = "natively"
+_INSTRUCTION = 4  # bytes, on arm64
 FLOAT = "onnxruntime float"
 
 
@@ -59,6 +60,9 @@ class Row:
     latency_ms: float | None = None
     latency_kind: str | None = None
     instructions: int | None = None
+    cycles: float | None = None
+    core: str | None = None
+    """The core that `cycles` is an estimate for (`qcompiler.backends.cycles`: within 25 percent on layers of multiplications)."""
     code_bytes: int | None = None
     weight_bytes: int | None = None
     arena_bytes: int | None = None
@@ -70,7 +74,13 @@ class Row:
         """By the names that requirements use."""
         sizes = {"code": self.code_bytes, "weights": self.weight_bytes, "arena": self.arena_bytes, "macs": self.macs}
         accuracy = {"accuracy": self.value, "accuracy_low": self.low, "float_accuracy": real.value, "disagreement": self.disagreement}
-        speed = {"latency": self.latency_ms, "float_latency": real.latency_ms, "instructions": self.instructions, "peak": self.percent_of_peak}
+        speed = {
+            "latency": self.latency_ms,
+            "float_latency": real.latency_ms,
+            "instructions": self.instructions,
+            "cycles": self.cycles,
+            "peak": self.percent_of_peak,
+        }
         return {**accuracy, **speed, **sizes, "same_bits": self.same_bits}
 
     def as_dict(self) -> dict[str, Any]:
@@ -170,12 +180,21 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """What one inference executes: instructions, and an estimate of the cycles that they take on a named core."""
+
+    instructions: int
+    cycles: float | None = None
+    core: str | None = None
+
+
+@dataclass(frozen=True)
 class Ran:
-    """How a program was run, what it answered, instructions of one sample, milliseconds on the device."""
+    """How a program was run, what it answered, what one sample costs, milliseconds on the device."""
 
     how: str
     answers: Answers | None = None
-    instructions: int | None = None
+    counted: Counted | None = None
     remote_ms: float | None = None
 
 
@@ -250,26 +269,31 @@ def _run_by_meaning(program: Program, few: Sequence[Feeds], output: str) -> Ran:
         return Ran("not run")
 
 
-def _counted(program: Program, feeds: Feeds) -> int | None:
-    """Instructions that one inference executes, where the emulator can count them; in a fresh one, which counts as it translates."""
+def _counted(program: Program, feeds: Feeds) -> Counted | None:
+    """What one inference executes, where the emulator can count it; in a fresh one, which counts as it translates."""
+    from qcompiler.backends.cycles import analyzer, estimate
     from qcompiler.backends.emulate import UnicornExecutor, emulates
     from qcompiler.runtime import Program as Loaded
 
     if program.target.arch != "aarch64" or not emulates("aarch64", program.target.features):
         return None
     executor = UnicornExecutor.of_image(program.image.data, program.image.entries, program.image.arch)
-    with executor.counting():
+    with executor.tracing() as blocks:
         Loaded(program.interface, executor).run(feeds)
-    return executor.instructions
+    instructions = sum(count * size // _INSTRUCTION for (_, size), count in blocks.items())
+    if analyzer() is None:
+        return Counted(instructions)
+    found = estimate(program.image, blocks, program.target.features)
+    return Counted(instructions, found.cycles, found.core)
 
 
 def _described(name: str, program: Program, ran: Ran, same: bool | None) -> Row:
     interface, code = program.interface, None if program.elf is None else program.image.code_size
-    kind = REMOTE if ran.remote_ms is not None else COUNTED if ran.instructions is not None else None
+    kind = REMOTE if ran.remote_ms is not None else COUNTED if ran.counted is not None else None
     samples = 0 if ran.answers is None else len(ran.answers.digests)
-    row = Row(
-        name, True, ran.how, samples, latency_ms=ran.remote_ms, latency_kind=kind, instructions=ran.instructions, code_bytes=code, same_bits=same
-    )
+    row = Row(name, True, ran.how, samples, latency_ms=ran.remote_ms, latency_kind=kind, code_bytes=code, same_bits=same)
+    if ran.counted is not None:
+        row = replace(row, instructions=ran.counted.instructions, cycles=ran.counted.cycles, core=ran.counted.core)
     return replace(row, weight_bytes=interface.weights_size, arena_bytes=interface.arena_size, macs=program.report.macs)
 
 

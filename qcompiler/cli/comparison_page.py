@@ -57,9 +57,10 @@ figure {{ margin: 1rem 0; }}
 """
 
 _KINDS = (
-    "Latency is <b>measured</b> on the CPU named above, all taking turns, median of calls; <b>counted</b> are the instructions of one inference in "
-    "an emulated CPU, which say nothing of its clock or caches, so no time is given. The interval is Wilson's, of 95 percent. Programs that were "
-    "run on fewer samples show the accuracy of one that was run on all of them, where they gave its bits on those."
+    "Latency is <b>measured</b> on the CPU named above, all taking turns, median of calls; <b>remote</b> on the device that the row names, by its "
+    "clock; <b>counted</b> are the instructions of one inference in an emulated CPU, which say nothing of its clock or caches, so no time is given; "
+    "their cycles are an estimate by LLVM's model of the core named, within 25 percent on layers of multiplications. The interval is Wilson's, of 95 "
+    "percent. Programs that were run on fewer samples show the accuracy of one that was run on all of them, where they gave its bits on those."
 )
 
 
