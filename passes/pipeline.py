@@ -265,7 +265,8 @@ def _choice(graph: Graph, v: Value, s: Statistics, method: Method, bits: int, sc
         return widened(choose(s, MinMax(), bits, scheme), OUTPUT_MARGIN, scheme)
     if bits < 8 and scheme == PLAIN and isinstance(v.op, Unary) and not isinstance(v.op, Clip):
         return codebook(s, bits)
-    if isinstance(method, Mse) and is_compared(graph, v):
+    # Symmetric: below zero lie idle levels of all that is never negative. Of fewer bits in effect, more is worth clipping.
+    if isinstance(method, Mse) and (scheme.symmetric or is_compared(graph, v)):
         method = replace(method, power=2.0)
     return choose(s, method, bits, scheme, sole_function(graph, v) if bits <= 8 else None)
 

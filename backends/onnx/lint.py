@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from qcompiler.ir.types import DType
 from qcompiler.passes.scheme import is_power_of_two
 from qcompiler.profiles import Rule, TargetProfile
 
-from .qdq import DEQUANTIZE, QUANTIZE, Affine, QdqModel, attribute, label
+from .qdq import DEQUANTIZE, FOLDED, QUANTIZE, Affine, QdqModel, attribute, label
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 TOLERANCE = 1e-5
@@ -57,7 +58,7 @@ class Findings:
 
 def lint(model: ModelProto, profile: TargetProfile) -> Findings:
     """All that `profile` has to say of a model, in the order of its nodes."""
-    graph = QdqModel(model)
+    graph = QdqModel(model, frozenset(op for op, rule in profile.operators.items() if rule.carries))
     check = _Check(graph, profile)
     nodes = list(graph.operators())
     found: dict[tuple[str, str], Violation] = {}
@@ -133,7 +134,7 @@ class _Check:
         types = rule.types or p.activations.types
         if a.dtype not in types:
             yield _violation("activation-type", node, f"'{name}' is {a.dtype.value}; expected {_listed(types)}", "quantize it to one of these types")
-        if a.axis is not None or a.blocks:
+        if (a.axis is not None and not p.activations.per_channel) or a.blocks:
             yield _violation("activation-axis", node, f"'{name}' has {a.scale.size} scales; expected one", "quantize activations per tensor")
         if p.is_symmetric(node.op_type, a.dtype) and not _is_symmetric(a):
             expected = f"expected {' or '.join(map(str, sorted(_centres(a.dtype))))}"
@@ -199,7 +200,7 @@ class _Check:
         if b.zero.any():
             yield _violation("bias-zero-point", node, f"bias '{b.tensor}' has a zero point other than 0", "quantize it symmetrically")
         product = x.scale[0] * w.scale
-        if p.product and not np.allclose(np.broadcast_to(b.scale, product.shape) if b.scale.size == 1 else b.scale, product, rtol=TOLERANCE, atol=0):
+        if p.product and not _alike(b.scale, product):
             message = f"bias '{b.tensor}' has the scale {b.scale[0]:.6g}; expected {product[0]:.6g}, that of the input times that of the weights"
             yield _violation("bias-scale", node, message, "quantize it with the scale S_x S_w")
 
@@ -229,14 +230,17 @@ class _Check:
 
     def falls_back(self, node: NodeProto) -> str | None:
         """Why an operator would run in float; None where it runs on integers."""
-        if self.profile.rule(node.op_type) is None:
+        fused = self.graph.is_fused(node)
+        if self.profile.rule(node.op_type) is None and not (fused and node.op_type in FOLDED):
             return f"{self.profile.name} has no quantized {node.op_type}"
-        if not self.graph.is_fused(node):
+        if not fused:
             for name in self.graph.variable(node):
                 if self.graph.is_float(name) and self.graph.affine(name) is None:
                     return f"its operand '{name}' is not quantized"
         if node.op_type in WEIGHTED and (w := self._float_weights(node)) is not None:
             return f"its weights '{w}' are not quantized"
+        if (rule := self.profile.rule(node.op_type)) is not None and rule.carries:
+            return None
         loose = [t for t in self.graph.result(node)[1] if self.graph.is_float(t)]
         if self.profile.quantized_outputs and loose:
             return f"its result '{loose[0]}' is not quantized"
@@ -264,6 +268,11 @@ def _output(node: NodeProto, expected: tuple[float, int], results: list[Affine])
 
 def _violation(rule: str, node: NodeProto, message: str, remedy: str) -> Violation:
     return Violation(rule, label(node), node.op_type, message, remedy)
+
+
+def _alike(scale: NDArray[np.float64], product: NDArray[np.float64]) -> bool:
+    """Whether scales are equal but for rounding, one of them standing for all where it is one."""
+    return scale.size in (1, product.size) and bool(np.allclose(np.broadcast_to(scale, product.shape), product, rtol=TOLERANCE, atol=0))
 
 
 def _centres(dtype: DType) -> set[int]:

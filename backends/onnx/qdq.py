@@ -22,7 +22,10 @@ SIDE = frozenset({"Constant", "ConstantOfShape", "Shape", "Size", "Range", "Iden
 STORED = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16)
 """Types of integers that operators may move between QuantizeLinear and DequantizeLinear."""
 ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Elu"})
-"""What may be fused behind the operator that makes its operand, without a Q/DQ pair between."""
+FOLDED = frozenset({"BatchNormalization"})
+"""What every toolchain folds into the convolution before it."""
+FUSED = ACTIVATIONS | FOLDED
+"""What may stand behind the operator that makes its operand without a Q/DQ pair between."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,10 @@ def label(node: NodeProto) -> str:
 class QdqModel:
     """Answers about one model; nothing is changed."""
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, carriers: frozenset[str] = frozenset()) -> None:
+        """`carriers`: operators that hand on the quantization of what they move, without a pair of their own."""
         self.model = model
+        self.carriers = carriers
         self.nodes: Sequence[NodeProto] = model.graph.node
         self.producer = {out: n for n in self.nodes for out in n.output if out}
         self.readers: Mapping[str, list[NodeProto]] = defaultdict(list)
@@ -124,7 +129,8 @@ class QdqModel:
             return None
         if node.op_type in (QUANTIZE, DEQUANTIZE):
             return self.parameters(node)
-        if self.types.get(tensor, (0, None))[0] in STORED and node.input and node.input[0] not in self.static:
+        carried = node.op_type in self.carriers or self.types.get(tensor, (0, None))[0] in STORED
+        if carried and node.input and node.input[0] not in self.static:
             return self.affine(node.input[0])
         return None
 
@@ -177,7 +183,7 @@ class QdqModel:
             for r in readers:
                 if r.op_type == QUANTIZE:
                     stored.append(r)
-                elif len(readers) == 1 and r.op_type in ACTIVATIONS and self.variable(r) == [out]:
+                elif len(readers) == 1 and r.op_type in FUSED and self.variable(r) == [out]:
                     more = self.result(r)
                     stored, loose = stored + more[0], loose + more[1]
                 elif out not in loose:
@@ -185,11 +191,11 @@ class QdqModel:
         return stored, loose
 
     def is_fused(self, node: NodeProto) -> bool:
-        """Whether `node` is an activation right behind the one operator that makes its operand."""
+        """Whether `node` is an activation (or folded) right behind the one operator that makes its operand."""
         variable = self.variable(node)
         made = self.producer.get(variable[0]) if len(variable) == 1 else None
         alone = made is not None and len(self.readers[variable[0]]) == 1 and variable[0] not in self.outputs
-        return bool(alone and node.op_type in ACTIVATIONS and made is not None and made.op_type not in (QUANTIZE, DEQUANTIZE))
+        return bool(alone and node.op_type in FUSED and made is not None and made.op_type not in (QUANTIZE, DEQUANTIZE))
 
 
 def rounded(real: Array, quant: Affine) -> Array:

@@ -30,10 +30,11 @@ Bounds = tuple[int, int]
 @dataclass(frozen=True)
 class Activations:
     """Integer types of activations, the preferred one first; those of them that are `symmetric` have the zero point 0, or 2^(bits-1) where
-    they are unsigned."""
+    they are unsigned. `per_channel`: depthwise convolutions may read one scale per channel."""
 
     types: Types
     symmetric: Types = ()
+    per_channel: bool = False
     power_of_two: bool = False
 
 
@@ -67,6 +68,8 @@ class Rule:
     per_channel: bool | None = None
     same: bool = False
     """Operands and result have one scale and zero point."""
+    carries: bool = False
+    """It needs no pair of its own: its result has the quantization of what it moves."""
     output: tuple[float, int] | None = None
     """The scale and zero point (as int8) that the result must have."""
     kernel: Bounds | None = None
