@@ -41,6 +41,7 @@ class NativeExecutor:
         self.addresses = dict(addresses)
         self.owner = owner
         self._functions = {name: _Signature(address) for name, address in addresses.items()}
+        self._parallel = {name: _ParallelSignature(address) for name, address in addresses.items()}
 
     def call(self, entry: str, inputs: Sequence[Array], outputs: Sequence[Array], arena: NDArray[np.uint8]) -> None:
         """As `Executor.call`; the interpreter's lock is released meanwhile."""
@@ -49,7 +50,7 @@ class NativeExecutor:
 
     def divided(self, entry: str, parallel_for: int, pool: int) -> Call:
         """As `call` with `entry`, one that has its work divided by the function at `parallel_for`."""
-        function = _ParallelSignature(self.addresses[entry])
+        function = self._parallel[entry]
 
         def call(inputs: Sequence[Array], outputs: Sequence[Array], arena: NDArray[np.uint8]) -> None:
             check_status(entry, function(_pointers(inputs), _pointers(outputs), address_of(arena), parallel_for, pool))

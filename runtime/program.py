@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -27,6 +26,7 @@ class _Form:
         self.interface, self.inputs, self.outputs = interface, interface.inputs, interface.outputs
         self.expected, self.results = (tuple(_described(tensors, i) for i in (False, True)) for tensors in (self.inputs, self.outputs))
         self.names = interface.entry(integer=False), interface.entry(integer=True)
+        self.divided = tuple(interface.entry(integer, parallel=True) for integer in (False, True)) if interface.parallel else self.names
 
 
 class Program:
@@ -87,14 +87,14 @@ class Program:
 
     def _run(self, feeds: Mapping[str, ArrayLike], integer: bool) -> dict[str, Array]:
         for form in self._forms:
-            if (arrays := _exact(form.expected[integer], feeds)) is not None and self._workers is None:
+            if (arrays := _exact(form.expected[integer], feeds)) is not None:
                 return self._run_exactly(form, arrays, integer)
         form = _fitting(self._forms, feeds)
         arrays = _checked(form.inputs, feeds, integer)
         count = _batch(form.inputs, arrays)
         rows = [a.reshape(count, *t.shape) for t, a in zip(form.inputs, arrays)]
         results = [np.empty((count, *t.shape), _dtype(t, integer)) for t in form.outputs]
-        with self._arenas.lend() as arena, self._entry(form.interface, integer) as call:
+        with self._arenas.lend() as arena, self._entry(form, integer) as call:
             for i in range(count):
                 given = [_row(r, i) for r in rows]
                 try:
@@ -104,29 +104,39 @@ class Program:
         return {t.name: _merged(r, t.shape) for t, r in zip(form.outputs, results)}
 
     def _run_exactly(self, form: _Form, arrays: list[Array], integer: bool) -> dict[str, Array]:
-        """One sample by one thread from arrays that need no conversion: small programs take no longer than what comes before and after."""
+        """One sample from arrays that need no conversion: small programs take no longer than what comes before and after."""
         results = {name: np.empty(shape, dtype) for name, shape, dtype in form.results[integer]}
         arena = self._arenas.take()
         try:
-            self.executor.call(form.names[integer], arrays, list(results.values()), arena)
+            with self._entry(form, integer) as call:
+                call(arrays, list(results.values()), arena)
         except OutOfRange as refused:
             raise _out_of_range(form.inputs[refused.index], arrays[refused.index], 0) from None
         finally:
             self._arenas.give_back(arena)
         return results
 
-    @contextmanager
-    def _entry(self, form: Interface, integer: bool) -> Iterator[Call]:
+    def _entry(self, form: _Form, integer: bool) -> _Entry:
         """The function to call: with the workers where there are any and they are free."""
-        workers, executor = self._workers, self.executor
-        if workers is None or not isinstance(executor, NativeExecutor):
-            yield partial(executor.call, form.entry(integer))
-            return
-        with workers.claimed() as ours:
-            if ours:
-                yield executor.divided(form.entry(integer, parallel=True), workers.parallel_for, workers.address)
-            else:
-                yield partial(executor.call, form.entry(integer))
+        return _Entry(self.executor, self._workers, form.names[integer], form.divided[integer])
+
+
+class _Entry:
+    """A function of compiled code within a `with`, which a small program enters faster than a generator."""
+
+    def __init__(self, executor: Executor, workers: WorkerPool | None, name: str, divided: str) -> None:
+        self._executor, self._workers, self._name, self._divided = executor, workers, name, divided
+
+    def __enter__(self) -> Call:
+        workers, executor = self._workers, self._executor
+        if workers is not None and isinstance(executor, NativeExecutor) and workers.claim():
+            return executor.divided(self._divided, workers.parallel_for, workers.address)
+        self._workers = None
+        return partial(executor.call, self._name)
+
+    def __exit__(self, *_: object) -> None:
+        if self._workers is not None:
+            self._workers.release()
 
 
 Description = tuple[str, tuple[int, ...], np.dtype[Any]]

@@ -10,8 +10,7 @@ import ctypes
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -40,6 +39,8 @@ class WorkerPool:
         self.threads = threads
         self.parallel_for = addresses[names[0]]
         self._shared = allocate(SIZE)
+        self.address = int(self._shared.ctypes.data)
+        """Of the memory that the threads share."""
         self._set = _Set(addresses[names[2]])
         self._turn = threading.Lock()
         worker = _Worker(addresses[names[1]])
@@ -52,25 +53,23 @@ class WorkerPool:
             w.start()
         self._end = weakref.finalize(self, _stop, self._set, self._shared, self._wakes, workers)
 
-    @property
-    def address(self) -> int:
-        """Of the memory that the threads share."""
-        return int(self._shared.ctypes.data)
+    def claim(self) -> bool:
+        """Whether the workers are awake and ours until `release`; not if another call has them.
 
-    @contextmanager
-    def claimed(self) -> Iterator[bool]:
-        """True: the workers are awake and ours until the end; False: another call has them."""
+        Who still spins from the last call is not woken: a worker clears its event before it looks at the state, which is set here before
+        the event is looked at."""
         if not self._turn.acquire(blocking=False):
-            yield False
-            return
-        try:
-            self._set(self.address, BUSY)
-            for wake in self._wakes:
+            return False
+        self._set(self.address, BUSY)
+        for wake in self._wakes:
+            if not wake.is_set():
                 wake.set()
-            yield True
-        finally:
-            self._set(self.address, IDLE)
-            self._turn.release()
+        return True
+
+    def release(self) -> None:
+        """The workers are free."""
+        self._set(self.address, IDLE)
+        self._turn.release()
 
     def close(self) -> None:
         """End the workers."""
