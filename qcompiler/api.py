@@ -18,6 +18,7 @@ from . import runtime
 from .backends import reference
 from .backends.certificate import Certificate, certify
 from .backends.image import Image, flatten
+from .backends.llvm.cache import NO_CACHE, objects
 from .backends.llvm.lower import ObjectCode, compile_lengths
 from .backends.llvm.target import Target, find_target
 from .backends.package import Artifact, write_artifact
@@ -25,12 +26,14 @@ from .errors import UsageError
 from .frontend.lengths import Shapes, form_names, import_forms
 from .ir.graph import Graph
 from .ir.serialize import graph_to_bytes
+from .latency import layer_latencies
 from .passes.calibrate import synthetic_batches
 from .passes.index_ranges import out_of_range
 from .passes.partition import Step, partition
 from .passes.pipeline import Options, Quantized, quantize_lengths
 from .passes.precision.auto import Chosen, Progress, quantize_auto
-from .passes.precision.plan import Plan, Precision
+from .passes.precision.costs import Latencies
+from .passes.precision.plan import Plan, Precision, plan_of, plan_text
 from .passes.precision.search import Goal
 from .passes.watch import dump
 from .profile import Profile, profile
@@ -46,6 +49,7 @@ Batches = Iterable[Mapping[str, Array]]
 SYNTHETIC_SAMPLES = 16
 REPORT_SAMPLES = 2
 GRAPH_FILE = "model.graph"
+PLAN_FILE = "plan.toml"
 DEFAULTS = Options()
 AUTO = "auto"
 
@@ -60,8 +64,10 @@ def compile(
     precision: str | Plan | None = None,
     max_drop: float | None = None,
     max_bytes: int | None = None,
+    max_latency: float | None = None,
     os: str | None = None,
     name: str = "model",
+    cache: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Program:
     """Compile a float ONNX `model` (path or `ModelProto`) for `target`.
@@ -71,14 +77,27 @@ def compile(
     becomes an entry of its own of the one program, and calibration data has the largest. `precision` is a name such as "w4a8" for the bits of
     weights (2 to 8) and of what they multiply (4 to 8), instead of those of `options`; a `Plan` says it layer by layer; "auto" chooses for each
     layer, with the fewest bytes of weights of which `max_drop` points of accuracy are expected to be lost at most (of samples that are held out
-    from calibration), or with the least loss in `max_bytes` of weights. `os` chooses the object
-    format (None: that of the target), `name` prefixes the C symbols, and `progress` hears how many calibration samples have been seen.
+    from calibration), or with the least loss in `max_bytes` of weights, or in `max_latency` milliseconds of one thread;
+    limits may be combined. `os` chooses the object
+    format (None: that of the target), `name` prefixes the C symbols, machine code is kept in the user's `cache` folder,
+    and `progress` hears how many calibration samples have been seen.
 
     Raises UsageError, ModelError, UnsupportedModel or ProofError, all of them QCompilerError.
     """
-    goal = None if max_drop is None and max_bytes is None else Goal(max_drop, max_bytes)
-    quantized = quantize_model(model, calibration, shapes=shapes, options=options, precision=precision, goal=goal, progress=progress)
-    return build(quantized, target, os=os, name=name)
+    limits = (max_drop, max_bytes, max_latency)
+    goal = None if limits == (None, None, None) else Goal(*limits)
+    row = find_target(target) if isinstance(target, str) else target
+    quantized = quantize_model(
+        model,
+        calibration,
+        shapes=shapes,
+        options=options,
+        precision=precision,
+        goal=goal,
+        latencies=None if max_latency is None else row,
+        progress=progress,
+    )
+    return build(quantized, target, os=os, name=name, cache=cache)
 
 
 def quantize_model(
@@ -89,15 +108,21 @@ def quantize_model(
     options: Options = DEFAULTS,
     precision: str | Plan | None = None,
     goal: Goal | None = None,
+    latencies: Latencies | Target | None = None,
+    saved: Path | None = None,
     progress: Callable[[int], None] | None = None,
     phases: Progress | None = None,
 ) -> QuantizedModel:
-    """The part of `compile` that is the same for all targets. `phases` hears of the steps of an automatic choice of precisions."""
+    """The part of `compile` that is the same for all targets.
+
+    An automatic choice of precisions can look at `latencies`, a table or the target to find them for, keeps sensitivities in the folder `saved`, so
+    that it may be interrupted, and tells `phases` of its steps.
+    """
     if goal is not None and precision != AUTO:
-        raise UsageError(f"a greatest drop or size belongs to precision 'auto', found {precision or 'none'}; name it, or leave the limits out")
+        raise UsageError(f"limits of drop, size or latency belong to precision 'auto', found {precision or 'none'}; name it, or leave them out")
     forms = import_forms(model, shapes)
     if precision == AUTO:
-        return _chosen(model, forms, calibration, options, goal, phases)
+        return _chosen(model, forms, calibration, options, goal, latencies, saved, phases)
     options = _with_precision(options, precision)
     kept = _Kept(calibration if calibration is not None else synthetic_batches(forms[0], SYNTHETIC_SAMPLES))
     source = None if isinstance(model, onnx.ModelProto) else str(Path(model).resolve())
@@ -113,14 +138,27 @@ def _with_precision(options: Options, precision: str | Plan | None) -> Options:
 
 
 def _chosen(
-    model: Model, forms: Sequence[Graph], calibration: Batches | None, options: Options, goal: Goal | None, phases: Progress | None
+    model: Model,
+    forms: Sequence[Graph],
+    calibration: Batches | None,
+    options: Options,
+    goal: Goal | None,
+    latencies: Latencies | Target | None,
+    saved: Path | None,
+    phases: Progress | None,
 ) -> QuantizedModel:
     """The network in the precision that is best for `goal`."""
     if goal is None or len(forms) > 1 or calibration is None:
-        missing = "calibration data" if calibration is None else "a greatest drop or size" if goal is None else "one shape of each input"
+        missing = "calibration data" if calibration is None else "a greatest drop, size or latency" if goal is None else "one shape of each input"
         raise UsageError(f"precision 'auto' needs {missing}")
     kept = _Kept(calibration)
-    graphs, choice = quantize_auto(forms[0], kept, options, goal, progress=phases)
+
+    def measured(made: Mapping[int, Quantized]) -> Latencies:
+        assert isinstance(latencies, Target)
+        return layer_latencies(made, latencies, next(_first_samples(forms[0], kept.first)))
+
+    table = measured if isinstance(latencies, Target) else latencies
+    graphs, choice = quantize_auto(forms[0], kept, options, goal, table, phases, saved)
     source = None if isinstance(model, onnx.ModelProto) else str(Path(model).resolve())
     return QuantizedModel(graphs, tuple(_first_samples(forms[0], kept.first)), False, source, choice=choice)
 
@@ -155,11 +193,11 @@ class QuantizedModel:
         return build_report(self.graphs, self.steps, self.samples, self.source)
 
 
-def build(model: QuantizedModel, target: str | Target = "host", *, os: str | None = None, name: str = "model") -> Program:
+def build(model: QuantizedModel, target: str | Target = "host", *, os: str | None = None, name: str = "model", cache: bool = True) -> Program:
     """Generate code for one target from a quantized model."""
     named = find_target(target) if isinstance(target, str) else target
     row = named if os is None else named.for_os(os)
-    code = compile_lengths(form_names(model.integer_graphs, name), row, name)
+    code = compile_lengths(form_names(model.integer_graphs, name), row, name, objects() if cache else NO_CACHE)
     dump(f"{row.name}-{row.os}.ll", lambda: code.llvm)
     dump(f"{row.name}-{row.os}.s", lambda: code.assembly)
     return Program(model, row, code)
@@ -259,7 +297,7 @@ class Program:
             None if self.elf is None else self.image,
             report=self.report.as_dict(),
             certificate=certificate,
-            extra={GRAPH_FILE: graph_to_bytes(*self.model.integer_graphs)},
+            extra={GRAPH_FILE: graph_to_bytes(*self.model.integer_graphs), PLAN_FILE: plan_text(plan_of(self.model.graphs.qdq_graph)).encode()},
         )
         write_artifact(Path(folder), artifact, share=share)
 

@@ -51,6 +51,7 @@ class Chosen:
     point: Point
     reference: Point
     """Eight bits everywhere."""
+    latencies: Latencies | None
     _search: Search = field(repr=False, compare=False)
 
     @cached_property
@@ -152,7 +153,7 @@ class Auto:
         search = Search(problem_of(found, self.layers, self.widths, self._costs()), self.goal, self._drop)
         point = search.run()
         reference = search.point((0,) * len(self.layers))
-        return Chosen(self.plan(point.choice), self.widths, self.layers, found, point, reference, search)
+        return Chosen(self.plan(point.choice), self.widths, self.layers, found, point, reference, self.latencies, search)
 
     def plan(self, choice: Choice) -> Plan:
         """The plan of a choice."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,21 +15,18 @@ from .data import Dataset, Input
 from .ends import AS_IT_IS, Ends, ends_options
 from .exported import exported_model, findings_told, profile_of
 from .images import Preprocessing
-from .options import byte_count, data_option, image_options, json_option, named_shapes, read_data
+from .options import data_option, image_options, json_option, named_shapes, read_data
+from .precision import W8A8, Budget, Wanted, budget_options, cache_folder, choice_of, told_choice, wanted_precision, write_choice
 from .show import phases, progress, say, show_json, show_table, size, warn
 
 if TYPE_CHECKING:
     from qcompiler.api import Program, QuantizedModel
     from qcompiler.passes.pipeline import Options
-    from qcompiler.passes.precision.plan import Plan
-    from qcompiler.passes.precision.search import Goal
 
 ONNX_TARGETS = {"onnx-qdq": "QuantizeLinear and DequantizeLinear around float operators", "onnx-qoperator": "QLinearConv and its kin"}
 SCALES = {"any": False, "power-of-two": True}
 SCALES_HELP = "power-of-two: every scale is one, so that requantization is a shift; DSPs want it, accuracy may fall by a point"
 Shapes = dict[str, list[tuple[int, ...]]]
-Wanted = tuple["str | Plan", "Goal | None"]
-AUTO = "auto"
 
 REPQUANT = "repquant"
 PLAIN_METHODS = {"minmax": "MinMax", "percentile": "Percentile", "mse": "Mse", "entropy": "Entropy"}
@@ -37,7 +35,6 @@ PRECISION_HELP = (
     "bits of weights (2 to 8) and of the activations they multiply (4 to 8): w8a8, w7a8, w6a6, w4a8, w4a4 ...; "
     "w7a8 is about 1.4 times as fast on x86 CPUs without VNNI, little or no faster elsewhere; a file of bits layer by layer; auto chooses them"
 )
-DROP_HELP = "--precision auto: points of accuracy that may be lost, as expected from calibration samples that are held out"
 SHAPE_HELP = "fix the shape of an input; may be repeated, also for one input: each of its shapes gets an entry of its own"
 SYSTEMS = ["linux", "android", "macos", "windows"]
 
@@ -59,9 +56,9 @@ SYNTHETIC = (
 @click.option("--method", type=click.Choice([REPQUANT, *PLAIN_METHODS]), default=REPQUANT, show_default=True, help=METHOD_HELP)
 @click.option("--scales", type=click.Choice(list(SCALES)), default="any", show_default=True, help=SCALES_HELP)
 @click.option("--precision", metavar="wNaM|PLAN.toml|auto", default="w8a8", show_default=True, help=PRECISION_HELP)
-@click.option("--max-drop", type=click.FloatRange(0, min_open=True), metavar="POINTS", help=DROP_HELP)
-@click.option("--max-size", callback=byte_count, metavar="SIZE", help="--precision auto: bytes of weights that layers may take, such as 1.5MB")
+@budget_options
 @click.option("--name", default="model", show_default=True, help="prefix of the C functions")
+@click.option("--no-cache", is_flag=True, help="compile all code anew, and keep none of it in the user's cache folder")
 @click.option("-o", "--output", help="folder of the artifact, or the .onnx file of an ONNX target [default: build/MODEL-TARGET]")
 @json_option
 def command(
@@ -76,9 +73,9 @@ def command(
     method: str,
     scales: str,
     precision: str,
-    max_drop: float | None,
-    max_size: int | None,
+    budget: Budget,
     name: str,
+    no_cache: bool,
     output: str | None,
     as_json: bool,
 ) -> None:
@@ -88,7 +85,7 @@ def command(
     if profile is None:
         check_target(target)
     check_single(target, shapes)
-    wanted = wanted_precision(precision, max_drop, max_size)
+    wanted = wanted_precision(precision, budget, target)
     options = chosen(method, scales)
     if profile is not None:
         network, open_shapes, data = sources(model, shapes, calib, limit, how, ends)
@@ -97,7 +94,10 @@ def command(
         summary = {"artifact": str(place), "target": target, **exported.facts, "synthetic": calib is None}
     else:
         quantized = quantized_model(model, shapes, calib, limit, how, options, as_json, ends, wanted)
-        summary = write_onnx(quantized, target, place) if is_onnx(target) else write_program(quantized, target, system, name, place, as_json)
+        summary = (
+            write_onnx(quantized, target, place) if is_onnx(target) else write_program(quantized, target, system, name, place, as_json, not no_cache)
+        )
+        summary["files"] = write_choice(quantized, budget)
     if calib is None:
         warn(SYNTHETIC)
     if as_json:
@@ -178,7 +178,7 @@ def quantized_model(
     options: Options,
     quiet: bool,
     ends: Ends = AS_IT_IS,
-    wanted: Wanted = ("w8a8", None),
+    wanted: Wanted = W8A8,
 ) -> QuantizedModel:
     """The network after calibration and quantization, with a progress bar."""
     from qcompiler.api import SYNTHETIC_SAMPLES, quantize_model
@@ -191,8 +191,10 @@ def quantized_model(
             data,
             shapes=open_shapes,
             options=options,
-            precision=wanted[0],
-            goal=wanted[1],
+            precision=wanted.precision,
+            goal=wanted.goal,
+            latencies=wanted.latencies,
+            saved=cache_folder(),
             progress=lambda done: tell("calibrating", done, total or 0),
             phases=tell,
         )
@@ -228,29 +230,12 @@ def chosen(method: str, scales: str = "any") -> Options:
     return Options(method=getattr(choose, PLAIN_METHODS[method])(), reparameterize=False, scheme=scheme)
 
 
-def wanted_precision(text: str, max_drop: float | None, max_size: int | None) -> Wanted:
-    """The precision by name or by plan, and what an automatic choice is to keep to. UsageError where they do not belong together."""
-    from qcompiler.passes.precision.plan import Precision, read_plan
-    from qcompiler.passes.precision.search import Goal
-
-    limited = max_drop is not None or max_size is not None
-    if text == AUTO and not limited:
-        raise UsageError("--precision auto needs --max-drop POINTS or --max-size SIZE to choose by")
-    if text != AUTO and limited:
-        raise UsageError(f"--max-drop and --max-size belong to --precision auto, found --precision {text}")
-    if text.endswith(".toml"):
-        return read_plan(text), None
-    if text != AUTO:
-        Precision.parse(text)
-    return text, Goal(max_drop, max_size) if limited else None
-
-
-def write_program(model: QuantizedModel, target: str, system: str | None, name: str, place: Path, quiet: bool) -> dict[str, Any]:
+def write_program(model: QuantizedModel, target: str, system: str | None, name: str, place: Path, quiet: bool, cache: bool = True) -> dict[str, Any]:
     """Generate code and write the artifact; what is worth telling about it."""
     from qcompiler.api import build
 
     with progress("generating code", None, quiet):
-        program = built(build, model, target, system, name)
+        program = built(partial(build, cache=cache), model, target, system, name)
         program.save(place)
     return described(program, place)
 
@@ -282,29 +267,6 @@ def described(program: Program, place: Path) -> dict[str, Any]:
         "lowest_sqnr": min(((layer.sqnr, layer.name) for layer in report.layers if layer.sqnr is not None), default=None),
         "certificate": certificate,
     }
-
-
-def choice_of(model: QuantizedModel) -> dict[str, Any] | None:
-    """What was chosen by --precision auto, and what it is expected to lose."""
-    if model.choice is None or model.choice.point.drop is None or model.choice.reference.drop is None:
-        return None
-    found, reference = model.choice.point, model.choice.reference
-    return {
-        "layers": {name: str(p) for name, p in model.choice.plan.layers.items()},
-        "expected_drop": model.choice.point.drop.mean,
-        "standard_error": model.choice.point.drop.error,
-        "expected_drop_w8a8": model.choice.reference.drop.mean,
-        "bytes": int(found.costs["bytes"]),
-        "bytes_w8a8": int(reference.costs["bytes"]),
-    }
-
-
-def told_choice(choice: dict[str, Any]) -> str:
-    """The same in a line."""
-    narrow = sum(p != "w8a8" for p in choice["layers"].values())
-    share = 100 * choice["bytes"] / max(choice["bytes_w8a8"], 1)
-    drop = f"{choice['expected_drop']:.2f} +- {choice['standard_error']:.2f} points expected to be lost ({choice['expected_drop_w8a8']:.2f} at w8a8)"
-    return f"{narrow} of {len(choice['layers'])} layers below 8 bits, {share:.0f} % of the weights' bytes, {drop}"
 
 
 def write_onnx(model: QuantizedModel, target: str, place: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,13 +21,20 @@ if TYPE_CHECKING:
     from qcompiler.ir.graph import Graph, Value
 
 
+PLAN_FILE = "plan.toml"
+"""Of an artifact."""
+
+
 @click.command("inspect")
 @click.argument("artifact", metavar="ARTIFACT")
 @click.argument("value", required=False)
+@click.option("--plan", metavar="PLAN.toml", help="write the bits of every layer to a file, which --precision reads")
 @json_option
-def command(artifact: str, value: str | None, as_json: bool) -> None:
+def command(artifact: str, value: str | None, plan: str | None, as_json: bool) -> None:
     """Layers, types, scales, what was fused and why not, memory and proofs; with VALUE, all that is known of it."""
     manifest = open_manifest(artifact)
+    if plan is not None:
+        write_plan(artifact, plan)
     facts = whole(artifact, manifest) if value is None else one(artifact, manifest, value)
     if as_json:
         show_json(facts)
@@ -34,6 +42,19 @@ def command(artifact: str, value: str | None, as_json: bool) -> None:
         show_whole(facts)
     else:
         show_one(facts)
+
+
+def write_plan(artifact: str, place: str) -> None:
+    """Copy the plan that the artifact holds."""
+    source = Path(artifact) / PLAN_FILE
+    try:
+        text = source.read_text(encoding="utf-8")
+    except OSError as problem:
+        raise UsageError(f"'{artifact}' holds no plan, expected the file {PLAN_FILE}: {problem.strerror}; compile the network again") from problem
+    try:
+        Path(place).write_text(text, encoding="utf-8")
+    except OSError as problem:
+        raise UsageError(f"cannot write the plan '{place}': {problem.strerror}; choose another place with --plan") from problem
 
 
 def whole(artifact: str, manifest: Manifest) -> dict[str, Any]:

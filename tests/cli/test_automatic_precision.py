@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from command_line import Run, failed
 
 import qcompiler
-from qcompiler.passes.precision.plan import Plan, Precision, plan_text
+from qcompiler.passes.precision.plan import Plan, Precision, plan_text, read_plan
 
 
 def report(run: Run, *arguments: object) -> dict[str, object]:
@@ -54,8 +55,11 @@ def test_plans_are_followed_and_unknown_layers_refused(run: Run, network: Path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--precision", "auto"), "--precision auto needs --max-drop POINTS or --max-size SIZE"),
-        (("--max-drop", "1"), "--max-drop and --max-size belong to --precision auto"),
+        (("--precision", "auto"), "--precision auto needs --max-drop POINTS, --max-size SIZE or --max-latency TIME"),
+        (("--max-drop", "1"), "belong to --precision auto, found --precision w8a8"),
+        (("--pareto", "a.html"), "belong to --precision auto, found --precision w8a8"),
+        (("--precision", "auto", "--max-latency", "2"), "expected a time such as 2ms"),
+        (("--precision", "auto", "--max-latency", "1us", "-t", "arm64-i8mm"), "keeps to 0.001 milliseconds"),
         (("--precision", "auto", "--max-size", "small"), "expected a size such as 1.5MB"),
         (("--precision", "auto", "--max-size", "10"), "no choice of precisions keeps to 10 bytes"),
         (("--precision", "none.toml"), "cannot read the precision plan 'none.toml'"),
@@ -67,3 +71,28 @@ def test_what_cannot_be_is_said(run: Run, network: Path, calib: Path, arguments:
 
 def test_automatic_choice_needs_data(run: Run, network: Path) -> None:
     assert "precision 'auto' needs calibration data" in failed(run(network, "--precision", "auto", "--max-drop", "1"), 2)
+
+
+def test_latency_is_estimated_once_and_the_choice_drawn(run: Run, network: Path, calib: Path, tmp_path: Path) -> None:
+    table, page, plan = (tmp_path / name for name in ("latencies.json", "pareto.html", "plan.toml"))
+    limits = ("--precision", "auto", "--max-latency", "1s", "--max-drop", 2, "--max-size", "1MB", "--latency-table", table)
+    common = (network, "--calib", calib, "-t", "arm64-i8mm", *limits, "-o", tmp_path / "a")
+    first = report(run, *common, "--pareto", page)
+    assert first["files"] == {"latency table": str(table), "pareto": str(page)}
+    written = json.loads(table.read_text())
+    assert written["cpu"] is None
+    assert written["widths"] == [8, 7, 6, 4]
+    assert all(ms > 0 for row in written["layers"].values() for ms in row)
+    drawing = ElementTree.fromstring(page.read_text().split("<figure>")[1].split("</figure>")[0])
+    assert [c.get("class") for c in drawing.iter("circle")].count("chosen") == 1
+    assert "http" not in page.read_text().replace("http-equiv", "")
+    table.write_text(
+        json.dumps(written | {"layers": {name: [2 * t for t in row] for name, row in written["layers"].items()}, "other": 2 * written["other"]})
+    )
+    second = report(run, *common)
+    assert second["choice"]["milliseconds_w8a8"] == pytest.approx(2 * first["choice"]["milliseconds_w8a8"])  # type: ignore[index]
+    assert run("inspect", tmp_path / "a", "--plan", plan).exit_code == 0
+    found = read_plan(plan)
+    assert {name: str(p) for name, p in found.layers.items()} == second["choice"]["layers"]  # type: ignore[index]
+    third = report(run, network, "--calib", calib, "-t", "arm64-i8mm", "--precision", plan, "-o", tmp_path / "b")
+    assert third["weights_size"] == second["weights_size"]
