@@ -1,10 +1,10 @@
-# make demo | make test | make check: each sets up .venv first where pyproject.toml changed since the last time
+# make demo | make test | make check | make docs: each sets up .venv first where pyproject.toml changed since the last time
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test lint check clean
+.PHONY: demo test lint check docs clean
 
 demo: $(READY)
 	$(BIN)/python models/demo.py
@@ -16,6 +16,10 @@ lint: $(READY)
 	$(BIN)/ruff check .; ruff=$$?; $(BIN)/mypy && exit $$ruff
 
 check: lint test
+
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

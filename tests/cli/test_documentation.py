@@ -52,6 +52,22 @@ def test_commands_of_the_readme_run(run: Run, calib: Path, evaluation: Path, net
         assert result.exit_code == 0, f"{' '.join(line)}: {result.output}"
 
 
+def test_the_tutorial_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    for name in ("digits_resnet.onnx", "digits_calib.npz", "digits_eval.npz"):
+        (models / name).write_bytes((ROOT / "models" / name).read_bytes())
+    monkeypatch.chdir(models)
+    commands = [line.split() for block in blocks("docs/tutorial.md", "sh") for line in block.splitlines()]
+    assert len(commands) >= 8
+    for command in commands:
+        assert command[0] == "qcompile"
+        result = run(*command[1:])
+        assert result.exit_code == 0, f"{' '.join(command)}: {result.output}"
+    for source in blocks("docs/tutorial.md", "python"):
+        exec(source, {})
+
+
 def test_every_option_is_documented(run: Run) -> None:
     text = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
     for command in ("compile", "eval", "verify", "bench", "inspect", "targets"):
@@ -59,7 +75,7 @@ def test_every_option_is_documented(run: Run) -> None:
         assert {o for o in options if o not in text} <= {"--threads", "--seconds"}, command
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/cli.md", "docs/numerics.md", "docs/embedding.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/cli.md", "docs/numerics.md", "docs/embedding.md", "docs/tutorial.md"])
 def test_files_that_are_named_exist(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     named = re.findall(r"`((?:qcompiler|passes|backends|runtime|tests|docs|models)/[\w/.]*)`", text)
