@@ -6,7 +6,7 @@ A 16-bit lane (a cell) of a group holds the sum of two products. For all activat
     unsigned form, (x + 128) * w:                                sum of positive w <= 128, of negative w >= -128    128 * 255 < 2^15
 
 and so do all partial sums. K may be walked in any order, so groups are paired, heavy with light, for as many legal chains as can be
-found; pairs are paired again, up to `MOST_LINKS` groups; what finds no partner stays as it is. Each block of channels has its own order.
+found; pairs are paired again, up to `dot.links` groups; what finds no partner stays as it is. Each block of channels has its own order.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ INT16_MAX = (1 << 15) - 1
 SIGNED_LIMIT, UNSIGNED_LIMIT = 255, 128
 ROUNDS = 24
 """Attempts to find partners for those that are left."""
-MOST_LINKS = 8
-"""Groups of a chain: beyond, widening costs next to nothing."""
 LINKS = (8, 4, 2, 1)
 WORTHWHILE = 0.25
 """The part of all groups from which on chains of four and eight get code of their own."""
@@ -71,8 +69,8 @@ class ChainPlan:
 
 
 def plan_chains(w: Array, dot: Chained) -> ChainPlan:
-    """Chains for `w` [blocks, lanes, groups, 4]."""
-    forms = tuple(Form(signed, links) for signed in ((False, True) if dot.unsigned else (True,)) for links in LINKS)
+    """Chains for `w` [blocks, lanes, groups, group]."""
+    forms = tuple(Form(signed, links) for signed in ((False, True) if dot.unsigned else (True,)) for links in LINKS if links <= dot.links)
     blocks = _without_rare([_plan_block(block, dot) for block in w])
     counts = np.array([[len(chains) for chains in found] for found in blocks]).reshape(len(w), -1)
     order = np.array([np.concatenate([c.ravel() for c in found]) for found in blocks]).reshape(len(w), -1)
@@ -96,17 +94,17 @@ def _plan_block(w: Array, dot: Chained) -> list[NDArray[np.int64]]:
     """Chains [n, links] of each form."""
     groups = np.arange(w.shape[1])
     if not dot.unsigned:
-        return _joined(loads(w, dot, signed=True), groups, SIGNED_LIMIT)
+        return _joined(loads(w, dot, signed=True), groups, SIGNED_LIMIT, dot.links)
     halves = loads(w, dot, signed=False)
     alone = halves.max(1) <= UNSIGNED_LIMIT
     return [
-        *_joined(halves[alone], groups[alone], UNSIGNED_LIMIT),
-        *_joined(loads(w, dot, signed=True)[~alone], groups[~alone], SIGNED_LIMIT),
+        *_joined(halves[alone], groups[alone], UNSIGNED_LIMIT, dot.links),
+        *_joined(loads(w, dot, signed=True)[~alone], groups[~alone], SIGNED_LIMIT, dot.links),
     ]
 
 
 def prove(w: Array, plan: ChainPlan, dot: Chained) -> int:
-    """The greatest magnitude of a 16-bit sum in any chain of `w` [blocks, lanes, groups, 4], whatever x is. ProofError above 2^15 - 1."""
+    """The greatest magnitude of a 16-bit sum in any chain of `w` [blocks, lanes, groups, group], whatever x is. ProofError above 2^15 - 1."""
     greatest = max((_greatest(w[b], f, chains, dot) for b in range(len(w)) for f, chains in zip(plan.forms, plan.chains(b))), default=0)
     if greatest > INT16_MAX:
         raise ProofError(f"a chain of products may reach {greatest}, which does not fit in 16 bits")
@@ -119,21 +117,21 @@ def _greatest(w: Array, form: Form, chains: NDArray[np.int64], dot: Chained) -> 
 
 
 def all_unsigned(w: Array, dot: Chained) -> bool:
-    """Whether every single group of `w` [lanes, groups, 4] may be multiplied by x + 128."""
+    """Whether every single group of `w` [lanes, groups, group] may be multiplied by x + 128."""
     return dot.unsigned and bool(loads(w, dot, signed=False).max(initial=0) <= UNSIGNED_LIMIT)
 
 
 def loads(w: Array, dot: Chained, signed: bool) -> Array:
-    """[groups, sums]: what each group of `w` [lanes, groups, 4] adds to the sums that have a limit."""
+    """[groups, sums]: what each group of `w` [lanes, groups, group] adds to the sums that have a limit."""
     parts = (np.abs(w.astype(np.int16)),) if signed else (np.maximum(w, 0).astype(np.int16), np.maximum(-w.astype(np.int16), 0))
     cells = [part[..., list(cell)].sum(-1, dtype=np.int16) for part in parts for cell in dot.cells]
     return np.ascontiguousarray(np.concatenate(cells).T)
 
 
-def _joined(load: Array, groups: NDArray[np.int64], limit: int) -> list[NDArray[np.int64]]:
-    """Chains [n, links] of `groups`, for each of `LINKS`, in ascending order."""
+def _joined(load: Array, groups: NDArray[np.int64], limit: int, most: int) -> list[NDArray[np.int64]]:
+    """Chains [n, links] of `groups`, for each of `LINKS` up to `most`, in ascending order."""
     chains, found = groups[:, None], list[NDArray[np.int64]]()
-    while chains.shape[1] < MOST_LINKS:
+    while chains.shape[1] < most:
         first, second, left = _partners(load, limit)
         found.append(_sorted(chains[left]))
         chains, load = np.concatenate([chains[first], chains[second]], 1), load[first] + load[second]

@@ -6,11 +6,14 @@ All are exact for x in [-128, 127] and w in [-127, 127]:
 - **maddubs**: |x| as u8 times sign(w, x) as s8 in pairs of 16 bits, at most 2 * 128 * 127 < 2^15, then vpmaddwd by ones. Where the
   weights allow it (`chains`), x + 128 as u8 times w as it is; the bias takes 128 * sum(w) back.
 - **sdot**: one instruction, s8 x s8.
+- **smmla**: eight products for each of two pixels and two channels in one instruction, s8 x s8: sums [pixel, channel] of 2 x 2.
+- **lengthwise**: 16 consecutive activations times 16 weights of one channel, smull and smlal2, then sadalp: nothing is broadcast, and each
+  result is a register of four partial sums until the end.
 - **smull**: the first and second pair of a group multiplied to 16 bits and added, at most 2 * 128 * 127 < 2^15 again, then
   pairwise added into the accumulator: smull, smlal, sadalp. Weights are packed with pairs outermost: (pair, lane, 2).
 
-The last two have 16-bit sums between: where the weights prove that they stay in range, several groups are added up in 16 bits before
-they are widened.
+maddubs, lengthwise and smull have 16-bit sums between: where the weights prove that they stay in range, several groups are added up in
+16 bits before they are widened.
 """
 
 from __future__ import annotations
@@ -49,6 +52,33 @@ class Dot:
     """Groups of x that one load serves."""
     offset: int = 0
     """What `dot` adds to x; the bias takes it back."""
+    group: int = GROUP
+    """Consecutive elements of K of one step."""
+    pixels: int = 1
+    """Pixels of an x operand."""
+    weights: int = 1
+    """Registers of weights that are live for each register of results."""
+    held: int = 0
+    """Registers of an x operand that are live beside others'."""
+    finishing: float = 0
+    """Instructions of `finish` for each register of results."""
+    fenced: bool = False
+    """Whether accumulators take so many registers that loads must not be moved up, see `Kernel.fence`."""
+    late: bool = False
+    """Whether accumulators begin with zero; what they should begin with is added after `finish`."""
+
+    @property
+    def spread(self) -> int:
+        """Registers of weights, and of accumulators of an x operand, for each register of results."""
+        return self.group // GROUP
+
+    def start(self, k: Kernel, first: Val) -> Val:
+        """The accumulators of an x operand, all of whose pixels begin with the results `first`."""
+        return k.splat(0, 32).repeat(len(first) * self.spread) if self.late else first
+
+    def finish(self, k: Kernel, acc: Val) -> list[Val]:
+        """The results of each pixel of an x operand from its accumulators."""
+        return [acc]
 
     def pack(self, w: NDArray[np.int8]) -> NDArray[np.int8]:
         """Weights [..., lanes, 4] in the order of a register: [..., lanes * 4]."""
@@ -62,9 +92,9 @@ class Dot:
         """x operand of a register with four activations per lane; not `signed`: those of x + 128, where a form has both."""
         return x.regs
 
-    def consecutive(self, k: Kernel, p: Ptr, groups: int) -> list[XOperand]:
-        """The x operands of `groups` groups, one after the other from `p` on."""
-        return [self.broadcast(k, p + GROUP * i) for i in range(groups)]
+    def consecutive(self, k: Kernel, places: Sequence[Ptr], groups: int) -> list[XOperand]:
+        """The x operands of `groups` groups, one after the other, from each of the pixels' `places` on."""
+        return [self.broadcast(k, places[0] + self.group * i) for i in range(groups)]
 
     def interleave(self, k: Kernel, taps: list[Val], signed: bool = True) -> list[XOperand]:
         """Four x operands, for the registers of a block of count 4, from four registers of channels: lane c gets taps[i][c]."""
@@ -93,7 +123,9 @@ class Chained(Dot):
     """Forms with 16-bit sums between products and accumulator."""
 
     cells: tuple[tuple[int, ...], ...] = ()
-    """Which of the four products of a group share a 16-bit lane."""
+    """Which of the products of a group share a 16-bit lane."""
+    links: int = 8
+    """Groups that a chain may have; beyond, widening costs next to nothing, or registers are wanting."""
     unsigned: bool = False
     """Whether x + 128 times w, without a sign, is cheaper."""
 
@@ -134,16 +166,58 @@ class Maddubs(Chained):
 class Sdot(Dot):
     """s8 x s8 in one instruction, which takes x for all lanes from one lane of a register."""
 
-    def consecutive(self, k: Kernel, p: Ptr, groups: int) -> list[XOperand]:
+    def consecutive(self, k: Kernel, places: Sequence[Ptr], groups: int) -> list[XOperand]:
         found = list[XOperand]()
         for at in range(0, groups, self.wide):
             here = min(self.wide, groups - at)
-            x = k.load_lanes(p + GROUP * at, 32, GROUP * here)
+            x = k.load_lanes(places[0] + GROUP * at, 32, GROUP * here)
             found += [k.reinterpret(k.permute(x, [i] * k.target.lanes), 8).regs for i in range(here)]
         return found
 
     def dot(self, k: Kernel, acc: Any, x: XOperand, w: Any) -> Any:
         return instrs.SDOT(k, acc, w, x[0])
+
+
+class Smmla(Dot):
+    """An x operand is eight activations of one pixel and eight of the next; registers of weights hold eight of each of two channels."""
+
+    def start(self, k: Kernel, first: Val) -> Val:
+        pairs = k.reinterpret(first, 64)
+        return k.reinterpret(Val(k, tuple(instrs.pick(k.b, r, [i, i]) for r in pairs.regs for i in (0, 1)), 64), 32)
+
+    def consecutive(self, k: Kernel, places: Sequence[Ptr], groups: int) -> list[XOperand]:
+        found = list[XOperand]()
+        for at in range(0, groups, self.wide):
+            here = min(self.wide, groups - at)
+            a, b = (k.load_lanes(p + self.group * at, 64, self.group * here).regs[0] for p in places)
+            found += [(k.b.bitcast(instrs.shuffle(k.b, a, b, [i, 2 + i]), k.register_type(8)),) for i in range(here)]
+        return found
+
+    def dot(self, k: Kernel, acc: Any, x: XOperand, w: Any) -> Any:
+        return instrs.SMMLA(k, acc, x[0], w)
+
+    def finish(self, k: Kernel, acc: Val) -> list[Val]:
+        pairs = k.reinterpret(acc, 64).regs
+        rows = (tuple(instrs.shuffle(k.b, a, b, [i, 2 + i]) for a, b in zip(pairs[::2], pairs[1::2])) for i in (0, 1))
+        return [k.reinterpret(Val(k, row, 64), 32) for row in rows]
+
+
+class Lengthwise(Chained):
+    """Both operands are 16 consecutive elements of K; accumulators are four partial sums of one channel."""
+
+    def broadcast(self, k: Kernel, p: Ptr, signed: bool = True) -> XOperand:
+        return k.load(p, 8).regs
+
+    def products(self, k: Kernel, x: XOperand, w: Any) -> list[Any]:
+        xs, ws = Val(k, (x[0],), 8), Val(k, (w,), 8)
+        return [instrs.SMULL(k, _half(k, xs, h), _half(k, ws, h)) for h in (0, 1)]
+
+    def widened(self, k: Kernel, words: Any) -> Any:
+        return instrs.SADDLP(k, words)
+
+    def finish(self, k: Kernel, acc: Val) -> list[Val]:
+        pairs = [instrs.ADDP(k, a, b) for a, b in zip(acc.regs[::2], acc.regs[1::2], strict=True)]
+        return [Val(k, tuple(instrs.ADDP(k, a, b) for a, b in zip(pairs[::2], pairs[1::2], strict=True)), 32)]
 
 
 class Smull(Chained):
@@ -154,7 +228,10 @@ class Smull(Chained):
         return w.reshape(*w.shape[:-1], 2, 2).swapaxes(-3, -2).reshape(*w.shape[:-2], lanes * 4)
 
     def broadcast(self, k: Kernel, p: Ptr, signed: bool = True) -> XOperand:
-        return tuple(_half(k, k.reinterpret(k.broadcast(p + at, 16), 8), 0) for at in (0, 2))
+        x = k.reinterpret(k.lane(p, 32), 16)
+        first, second = (k.reinterpret(k.permute(x, [i] * (2 * k.target.lanes)), 8) for i in (0, 1))
+        # a whole register, or LLVM would make half of one and move the upper half of every register of weights down
+        return _half(k, first, 0), _half(k, k.opaque(second), 1)
 
     def interleave(self, k: Kernel, taps: list[Val], signed: bool = True) -> list[XOperand]:
         first, second = k.zip(*taps[:2]), k.zip(*taps[2:])
@@ -175,11 +252,29 @@ def _half(k: Kernel, x: Val, which: int) -> Any:
 FORMS: dict[str, Dot] = {
     "vpdpbusd": Vpdpbusd(offset=128),
     "maddubs": Maddubs(steps=4, prepare=1, multiplies=2, scratch=5, cells=((0, 1), (2, 3)), unsigned=True),
-    "sdot": Sdot(wide=4),
-    "smull": Smull(steps=3, prepare=1, multiplies=3, scratch=3, cells=((0, 2), (1, 3))),
+    "sdot": Sdot(wide=4, held=1),
+    "smmla": Smmla(wide=2, held=4, prepare=1.5, group=8, pixels=2, weights=0, finishing=1, fenced=True),
+    "smull": Smull(steps=3, prepare=2, multiplies=3, scratch=8, weights=2, cells=((0, 2), (1, 3)), fenced=True),
+    "lengthwise": Lengthwise(
+        steps=3,
+        multiplies=3,
+        scratch=6,
+        group=16,
+        weights=8,
+        finishing=4,
+        fenced=True,
+        late=True,
+        cells=tuple((i, i + 8) for i in range(8)),
+        links=2,
+    ),
 }
 
 
 def dot_of(target: Target) -> Dot:
-    """The form of `target`."""
+    """The form of `target` for groups of four."""
     return FORMS[target.dot]
+
+
+def dense_forms(target: Target) -> tuple[str, ...]:
+    """The forms that dense layers may have, the one of the highest peak last."""
+    return (target.dot, *target.dense)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from . import instrs
 from .order import part_halves
 from .registers import I8, I32, I64, PTR, Carried, Index, MixedWidths, Ptr, Val, join, rebuilt, registers_of
-from .target import Target
+from .target import Target, host_arch
 
 __all__ = ["I8", "I32", "I64", "PTR", "WHOLE", "WHOLE_BITS", "Carried", "Index", "Kernel", "MixedWidths", "Ptr", "Span", "Val", "join", "rodata"]
 
@@ -201,6 +201,23 @@ class Kernel:
         phi.add_incoming(initial, before)
         return phi
 
+    def fence(self) -> None:
+        """Nothing is loaded or stored across this place; no instruction."""
+        self.b.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], side_effect=True)
+
+    def settled(self, value: Val) -> Val:
+        """`value`, computed before anything that follows is loaded; no instruction."""
+        return self._opaque(value, ",~{memory}", True)
+
+    def opaque(self, value: Val) -> Val:
+        """`value`, of which LLVM knows nothing any more; no instruction."""
+        return self._opaque(value, "", False)
+
+    def _opaque(self, value: Val, clobbers: str, ordered: bool) -> Val:
+        arch = host_arch() if self.target.by_meaning else self.target.arch
+        constraint = f"={'w' if arch == 'aarch64' else 'x'},0{clobbers}"
+        return value.map(lambda r: self.b.asm(ir.FunctionType(r.type, [r.type]), "", constraint, [r], side_effect=ordered))
+
     def ret(self, value: int | None = None) -> Any:
         """End the function; returns it."""
         if value is None:
@@ -246,16 +263,26 @@ class Kernel:
         octets, done = self.b.bitcast(reg, self.register_type(8)), 0
         while done < count:
             width = 1 << ((count - done).bit_length() - 1)
-            piece = instrs.pick(self.b, octets, [start + done + i for i in range(width)])
-            self.b.store(piece, (p + done).ir, align=1)
+            self.b.store(self._piece(octets, start + done, width), (p + done).ir, align=1)
             done += width
+
+    def _piece(self, octets: Any, start: int, width: int) -> Any:
+        """`width` bytes: as one lane where they are one, as a vector of 8 bits is taken apart byte by byte."""
+        if start % width or width > 8:
+            return instrs.pick(self.b, octets, [start + i for i in range(width)])
+        return self.b.extract_element(self.b.bitcast(octets, self.register_type(8 * width)), ir.Constant(I32, start // width))
 
     def broadcast(self, p: Ptr, bits: int) -> Val:
         """The lane of `bits` at `p`, in every lane of one register."""
+        return self.permute(self.lane(p, bits), [0] * (self.target.vector_bits // bits))
+
+    def lane(self, p: Ptr, bits: int) -> Val:
+        """The lane of `bits` at `p` as the first of one register, the others unspecified. On Arm one of 32 is called a float, which no instruction
+        computes with: an integer that two registers want would be loaded into a general one."""
         kind = self.register_type(bits)
-        lane = self.b.load(p.ir, align=1, typ=kind.element)
-        one = self.b.insert_element(ir.Constant(kind, ir.Undefined), lane, ir.Constant(I32, 0))
-        return Val(self, (instrs.pick(self.b, one, [0] * kind.count),), bits)
+        typ = ir.FloatType() if self.target.arch == "aarch64" and bits == 32 else kind.element
+        lane, none = self.b.load(p.ir, align=1, typ=typ), ir.Constant(ir.VectorType(typ, kind.count), ir.Undefined)
+        return Val(self, (self.b.bitcast(self.b.insert_element(none, lane, ir.Constant(I32, 0)), kind),), bits)
 
     def load_activation(self, p: Ptr, count: int = 1) -> Val:
         """Whole registers of stored activations, as signed 8-bit values."""

@@ -176,6 +176,20 @@ def _pairwise_accumulate(b: Any, x: Any) -> Any:
     return adjacent_sums(b, widen(b, x, 32), 2)
 
 
+def _matrix(b: Any, acc: Any, x: Any, y: Any) -> Any:
+    """acc[i, j] + sum over k < 8 of x[i, k] y[j, k], for i, j < 2."""
+
+    def rows(v: Any, picks: tuple[int, ...]) -> Any:
+        return pick(b, widen(b, v, 32), [8 * row + i for row in picks for i in range(8)])
+
+    return b.add(acc, adjacent_sums(b, b.mul(rows(x, (0, 0, 1, 1)), rows(y, (0, 1, 0, 1))), 8))
+
+
+def _pairwise_sums(b: Any, x: Any, y: Any) -> Any:
+    """Sums of neighbours of x followed by y."""
+    return adjacent_sums(b, shuffle(b, x, y, list(range(2 * x.type.count))), 2)
+
+
 def _pairwise_unsigned(b: Any, x: Any) -> Any:
     return adjacent_sums(b, widen(b, x, 32, signed=False), 2)
 
@@ -264,6 +278,8 @@ PSHUFB = {
 VPERMI2W = Instr("vpermi2w", "avx512bw", "llvm.x86.avx512.vpermi2var.hi.512", ((32, 16),) * 3, (32, 16), _permute_words)
 SDOT = Instr("sdot", "dotprod", "llvm.aarch64.neon.sdot.v4i32.v16i8", ((4, 32), (16, 8), (16, 8)), (4, 32), _dot4(signed_x=True))
 UDOT = Instr("udot", "dotprod", "llvm.aarch64.neon.udot.v4i32.v16i8", ((4, 32), (16, 8), (16, 8)), (4, 32), _dot4(signed_x=False, signed_w=False))
+SMMLA = Instr("smmla", "i8mm", "llvm.aarch64.neon.smmla.v4i32.v16i8", ((4, 32), (16, 8), (16, 8)), (4, 32), _matrix)
+ADDP = Instr("addp", "neon", "llvm.aarch64.neon.addp.v4i32", ((4, 32), (4, 32)), (4, 32), _pairwise_sums)
 UMULL = Instr("umull", "neon", "llvm.aarch64.neon.umull.v8i16", ((8, 8), (8, 8)), (8, 16), _mull_unsigned)
 UADDLP = Instr("uaddlp", "neon", "llvm.aarch64.neon.uaddlp.v4i32.v8i16", ((8, 16),), (4, 32), _pairwise_unsigned)
 SMULL = Instr("smull", "neon", "llvm.aarch64.neon.smull.v8i16", ((8, 8), (8, 8)), (8, 16), _mull)
@@ -278,6 +294,8 @@ INSTRS: tuple[Instr, ...] = (
     VPERMI2W,
     SDOT,
     UDOT,
+    SMMLA,
+    ADDP,
     SMULL,
     UMULL,
     SADDLP,

@@ -72,7 +72,7 @@ def emit_peak(k: Kernel, count: int) -> None:
         sums, (w,) = state[0].regs, state[1].regs
         results = list[Any]()
         for a in sums:
-            w = _opaque(k, w)
+            (w,) = k.settled(Val(k, (w,), 8)).regs
             results.append(dot.dot(k, a, x, w))
         state[:] = [Val(k, tuple(results), 32), Val(k, (w,), 8)]
     for i, a in enumerate(state[0].regs):
@@ -86,12 +86,6 @@ def emit_read(k: Kernel, nbytes: int) -> None:
         state[0] = state[0] ^ k.load(source + i * (size * at_once), 8, at_once)
     for i, r in enumerate(state[0].regs):
         k.store(target + i * size, Val(k, (r,), 8))
-
-
-def _opaque(k: Kernel, register: Any) -> Any:
-    """The same register, of which LLVM knows nothing any more; no instruction."""
-    kind = ir.FunctionType(register.type, [register.type])
-    return k.b.asm(kind, "", "=w,0" if k.target.arch == "aarch64" else "=x,0", [register], side_effect=True)
 
 
 def _loop(target: Target, count: int) -> Jitted:

@@ -30,9 +30,11 @@ class Target:
     registers: int
     """Number of vector registers."""
     dot: str
-    """Name of the dot-product form, see `dot.py`."""
+    """Name of the form of dot products of four, see `dot.py`."""
     storage_offset: int = 0
     """Activations lie in memory as q + storage_offset (128: as unsigned bytes)."""
+    dense: tuple[str, ...] = ()
+    """Further forms that dense layers may have, the one of the highest peak last."""
     os: str = "linux"
     by_meaning: bool = False
 
@@ -123,9 +125,9 @@ TARGETS: dict[str, Target] = {
         Target("x86-64-avx2", "x86_64", "x86-64-v3", _AVX2, 256, 16, "maddubs", 128),
         Target("x86-64-avxvnni", "x86_64", "x86-64-v3", (*_AVX2, "avxvnni"), 256, 16, "vpdpbusd", 128),
         Target("x86-64-avx512vnni", "x86_64", "x86-64-v4", (*_AVX512, "avx512vnni"), 512, 32, "vpdpbusd", 128),
-        Target("arm64", "aarch64", "generic", ("neon",), 128, 32, "smull"),
+        Target("arm64", "aarch64", "generic", ("neon",), 128, 32, "smull", dense=("lengthwise",)),
         Target("arm64-dotprod", "aarch64", "generic", ("neon", "dotprod"), 128, 32, "sdot"),
-        Target("arm64-i8mm", "aarch64", "generic", ("neon", "dotprod", "i8mm"), 128, 32, "sdot"),
+        Target("arm64-i8mm", "aarch64", "generic", ("neon", "dotprod", "i8mm"), 128, 32, "sdot", dense=("smmla",)),
     )
 }
 """Best last within an architecture."""

@@ -1,7 +1,7 @@
-"""The K loop of a tile by chains: groups of four in the order that `chains` found, several of them added up in 16 bits.
+"""The K loop of a tile by chains: groups in the order that `chains` found, several of them added up in 16 bits.
 
 A block's weights begin with a header of 32-bit numbers, how many chains of each form there are and where each group lies in the window,
-padded to 64 bytes. Then the weights follow in the order of the chains: [group][register][lane][4].
+padded to 64 bytes. Then the weights follow in the order of the chains: [group][register][bytes].
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 from qcompiler.backends.llvm import nibbles
 from qcompiler.backends.llvm.chains import ChainPlan, Form
-from qcompiler.backends.llvm.dot import GROUP, Chained
+from qcompiler.backends.llvm.dot import Chained
 from qcompiler.backends.llvm.dsl import Kernel, Ptr, Val
 
 WORD = 4
 
 
-def group_offsets(runs: Sequence[tuple[int, int]], run: int) -> NDArray[np.int64]:
-    """Bytes from the window's first element to each group of four, in the order of K."""
+def group_offsets(runs: Sequence[tuple[int, int]], run: int, group: int) -> NDArray[np.int64]:
+    """Bytes from the window's first element to each group of so many bytes, in the order of K."""
     at = np.zeros(1, np.int64)
-    for n, step in (*runs, (run, GROUP)):
+    for n, step in (*runs, (run, group)):
         at = (at[:, None] + np.arange(n) * step).ravel()
     return at
 
@@ -35,13 +35,13 @@ def header_bytes(forms: int, groups: int) -> int:
 
 
 def pack_blocks(w: NDArray[np.int8], plan: ChainPlan, offsets: NDArray[np.int64], dot: Chained, packed: bool = False) -> bytes:
-    """`w` [blocks, groups, registers, lanes, 4] as the kernel reads it; `packed`: as nibbles."""
+    """Weights [blocks, groups, registers, bytes] as the kernel reads them; `packed`: as nibbles."""
     blocks, groups = w.shape[:2]
     header = np.zeros((blocks, header_bytes(len(plan.forms), groups) // WORD), np.int32)
     header[:, : len(plan.forms)] = plan.counts
     header[:, len(plan.forms) : len(plan.forms) + groups] = offsets[plan.order]
-    ordered = np.ascontiguousarray(np.take_along_axis(w, plan.order[:, :, None, None, None], 1))
-    registers = nibbles.pack(dot.pack(ordered), dot) if packed else dot.pack(ordered)
+    ordered = np.ascontiguousarray(np.take_along_axis(w, plan.order[:, :, None, None], 1))
+    registers = nibbles.pack(ordered, dot) if packed else ordered
     return np.concatenate([header.view(np.int8), registers.reshape(blocks, -1)], 1).tobytes()
 
 
@@ -83,7 +83,7 @@ def _chain(k: Kernel, dot: Chained, form: Form, pixels: Sequence[int], x: Ptr, s
     for offset, acc in zip(pixels, accs, strict=True):
         xs = [dot.broadcast(k, p + offset, form.signed) for p in places]
         regs = tuple(dot.chain(k, a, xs, [w[r] for w in ws]) for r, a in enumerate(_registers(acc)))
-        found.append(Val(k, regs, 32))
+        found.append(k.settled(Val(k, regs, 32)) if dot.fenced else Val(k, regs, 32))
     return [table + WORD * form.links, weights + form.links * size, *found]
 
 

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.backends.llvm.chains import UNSIGNED_LIMIT, ChainPlan, Form, plan_chains, prove
-from qcompiler.backends.llvm.dot import Chained, Dot, dot_of
+from qcompiler.backends.llvm.dot import Chained, Dot
 from qcompiler.backends.llvm.order import wide_order
 from qcompiler.backends.llvm.target import Target
 
 from .chain import group_offsets, pack_blocks
-from .conv import ConvConfig, segment_weights
+from .conv import ConvConfig, pack_registers, segment_weights
 
 Key = tuple[int, int]
 """(group of the convolution, segment)."""
@@ -34,28 +34,29 @@ def expected_dot(w: NDArray[np.int8], dot: Dot) -> Dot:
     if not isinstance(dot, Chained):
         return dot
     if not dot.unsigned:
-        return replace(dot, steps=2.6, multiplies=2.6, scratch=8)
+        return replace(dot, steps=2.6, multiplies=2.6)
     light = bool(np.abs(w.astype(np.int16)).max(initial=0) <= UNSIGNED_LIMIT // 2)
     return replace(dot, steps=2.6, multiplies=1.5, prepare=0, scratch=6) if light else replace(dot, steps=3.4, multiplies=1.8, prepare=1.5, scratch=6)
 
 
 def chained(w: NDArray[np.int8], config: ConvConfig, target: Target) -> ChainedWeights:
     """The chains of `w` [O, number of runs, bytes of a run]."""
-    dot = dot_of(target)
+    dot = config.dot
     assert isinstance(dot, Chained)
     blocks = dict(segment_weights(w, config, target))
     plans = {key: plan_chains(_lanes_first(b), dot) for key, b in blocks.items()}
     for key, b in blocks.items():
         prove(_lanes_first(b), plans[key], dot)
     segments = tuple(replace(s, forms=_common([p for (_, n), p in plans.items() if n == i])) for i, s in enumerate(config.segments))
-    offsets = group_offsets(config.runs, config.run)
-    packed = b"".join(pack_blocks(b, plans[key].of_forms(segments[key[1]].forms), offsets, dot, config.nibbles) for key, b in blocks.items())
+    offsets = group_offsets(config.runs, config.run, dot.group)
+    registers = ((key, pack_registers(b, dot)) for key, b in blocks.items())
+    packed = b"".join(pack_blocks(r, plans[key].of_forms(segments[key[1]].forms), offsets, dot, config.nibbles) for key, r in registers)
     sums = np.concatenate([s[: config.channels] for s in _sums_per_group(blocks, plans, config, target)])
     return ChainedWeights(replace(config, segments=segments), packed, sums)
 
 
 def _lanes_first(w: NDArray[np.int8]) -> NDArray[np.int8]:
-    """[blocks, groups, registers, lanes, 4] to [blocks, lanes, groups, 4]."""
+    """[blocks, groups, registers, lanes, group] to [blocks, lanes, groups, group]."""
     return w.reshape(*w.shape[:2], -1, w.shape[-1]).swapaxes(1, 2)
 
 

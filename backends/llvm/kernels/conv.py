@@ -2,12 +2,12 @@
 
 The K dimension of an output pixel is a list of **runs** of consecutive bytes in channels-last memory: for each kernel row the kw * C bytes of the
 window's row, or where pixels are not neighbours (dilation, an operand inside a larger buffer) C bytes for each (row, column). A
-run is read in groups of four bytes, each broadcast to all lanes; its length is rounded up to four with zero weights, so reading into the
-neighbour does no harm.
+run is read in groups of as many bytes as a step of the dot product takes (`form`, often four, each broadcast to all lanes); its length is
+rounded up to whole groups with zero weights, so reading into the neighbour does no harm.
 
 A tile of `rows x columns` output pixels times `count` registers of channels stays in registers over the whole of K. Tiles at
 the right and lower edge are moved back inside: some pixels are computed twice, to the same bytes. Weights are packed at compile
-time in the order of reading: [block][run][group][register][lane][4]; those of at most four bits two registers in one (`nibbles`).
+time in the order of reading: [block][run][group][register][lane][bytes of a group]; those of at most four bits two registers in one (`nibbles`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.backends.llvm import nibbles
 from qcompiler.backends.llvm.chains import Form
-from qcompiler.backends.llvm.dot import GROUP, Chained, dot_of
+from qcompiler.backends.llvm.dot import FORMS, Chained, Dot, XOperand
 from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val, join
 from qcompiler.backends.llvm.epilogue import Epilogue, Sources, load_pixels, store_pixels
 from qcompiler.backends.llvm.instrs import prefetch
@@ -85,38 +86,51 @@ class ConvConfig:
     runs: tuple[tuple[int, int], ...]
     """(number, bytes between) of the runs of a window, outermost first."""
     run: int
-    """Groups of four bytes in a run."""
+    """Groups in a run."""
     x: Steps
     out: Steps
     residual: Steps | None
+    form: str
+    """Name of the form of the dot product."""
     segments: tuple[Segment, ...]
     epilogue: Epilogue
     nibbles: bool = False
     """Two registers of weights lie in one."""
 
     @property
+    def dot(self) -> Dot:
+        """The form of the dot product."""
+        return FORMS[self.form]
+
+    @property
     def depth(self) -> int:
-        """Groups of four in all of K."""
+        """Groups in all of K."""
         return prod(n for n, _ in self.runs) * self.run
 
 
 def pack_weights(w: NDArray[np.int8], config: ConvConfig, target: Target) -> bytes:
     """w [O, number of runs, bytes of a run] in the order in which the kernel reads it."""
-    dot = dot_of(target)
-    blocks = (dot.pack(np.ascontiguousarray(b)) for _, b in segment_weights(w, config, target))
-    return b"".join((nibbles.pack(b, dot) if config.nibbles else b).tobytes() for b in blocks)
+    blocks = (pack_registers(b, config.dot) for _, b in segment_weights(w, config, target))
+    return b"".join((nibbles.pack(b, config.dot) if config.nibbles else b).tobytes() for b in blocks)
+
+
+def pack_registers(w: NDArray[np.int8], dot: Dot) -> NDArray[np.int8]:
+    """[..., registers of results, lanes, bytes of a group] to [..., registers of weights, bytes]."""
+    packed = dot.pack(np.ascontiguousarray(w))
+    return packed.reshape(*w.shape[:-3], w.shape[-3] * dot.spread, -1)
 
 
 def segment_weights(w: NDArray[np.int8], config: ConvConfig, target: Target) -> Iterator[tuple[tuple[int, int], NDArray[np.int8]]]:
-    """(group of the convolution, segment) and its weights [blocks, groups of K, registers, lanes, 4], in order."""
-    padded = np.pad(w, ((0, 0), (0, 0), (0, config.run * GROUP - w.shape[2]))).reshape(config.groups, config.channels, -1, GROUP)
+    """(group of the convolution, segment) and its weights [blocks, groups of K, registers of results, lanes, bytes of a group], in order."""
+    size = config.dot.group
+    padded = np.pad(w, ((0, 0), (0, 0), (0, config.run * size - w.shape[2]))).reshape(config.groups, config.channels, -1, size)
     for g, channels in enumerate(padded):
         for i, (start, s) in enumerate(starts(config.segments, target)):
-            size = s.blocks * s.count * target.lanes
-            here = channels[start : start + size]
-            here = np.pad(here, ((0, size - here.shape[0]), (0, 0), (0, 0)))
-            lanes = here.reshape(s.blocks, s.count * target.lanes, -1, GROUP)[:, wide_order(target, 32, s.count)]
-            yield (g, i), lanes.reshape(s.blocks, s.count, target.lanes, -1, GROUP).transpose(0, 3, 1, 2, 4)
+            number = s.blocks * s.count * target.lanes
+            here = channels[start : start + number]
+            here = np.pad(here, ((0, number - here.shape[0]), (0, 0), (0, 0)))
+            lanes = here.reshape(s.blocks, s.count * target.lanes, -1, size)[:, wide_order(target, 32, s.count)]
+            yield (g, i), lanes.reshape(s.blocks, s.count, target.lanes, -1, size).transpose(0, 3, 1, 2, 4)
 
 
 def starts(segments: Sequence[Segment], target: Target) -> Iterator[tuple[int, Segment]]:
@@ -183,7 +197,7 @@ def _block_sizes(config: ConvConfig, s: Segment, t: Target) -> tuple[int, int]:
 
 def _group_bytes(config: ConvConfig, s: Segment, t: Target) -> int:
     """Bytes of the weights of one group of K."""
-    return s.count * t.vector_bytes // (2 if config.nibbles else 1)
+    return s.count * config.dot.spread * t.vector_bytes // (2 if config.nibbles else 1)
 
 
 AXES: dict[str, Shared] = {"rows": (2, 3), "columns": (3, 4), "images": (1, 2), "blocks": (0, 1), "tiles": (1, 4), "all": (0, 4)}
@@ -194,7 +208,7 @@ def split_axis(config: ConvConfig) -> str:
     """Which loops threads share: the best balanced; of equal ones, blocks where weights are more to read than x is, else rows, which the next
     layer can be divided into as well; several loops as one where no single one has rounds enough."""
     area = config.images * config.rows * config.columns
-    heavy = config.depth * GROUP * config.channels > area * config.x.column
+    heavy = config.depth * config.dot.group * config.channels > area * config.x.column
     sizes, costs = [_sizes(config, s) for s in config.segments], [float(s.blocks * s.count) for s in config.segments]
     axes = {name: joint(sizes, costs, shared) for name, shared in AXES.items()} | {"groups": [(config.groups, 1.0)]}
     single = ("blocks", "rows", "columns", "images", "groups") if heavy else ("rows", "columns", "images", "groups", "blocks")
@@ -242,7 +256,7 @@ def _ahead(k: Kernel, config: ConvConfig, s: Segment, block: Operands, tile: Ind
 
 def _lines_ahead(config: ConvConfig, s: Segment, t: Target) -> int:
     """Cache lines of the next block to fetch in each round of the K loop; 0: not worth it, as these weights stay near."""
-    if not t.prefetches or s.forms or config.depth * GROUP * config.channels * config.groups < FAR:
+    if not t.prefetches or s.forms or config.depth * config.dot.group * config.channels * config.groups < FAR:
         return 0
     tiles = config.images * -(-config.rows // s.rows) * -(-config.columns // s.columns)
     return -(-s.unroll * _group_bytes(config, s, t) // (LINE * tiles))
@@ -293,45 +307,83 @@ def _filled(pixels: Sequence[Val]) -> list[Val]:
 
 def _accumulate(k: Kernel, config: ConvConfig, s: Segment, offsets: Sequence[int], x: Ptr, at: Operands) -> list[Val]:
     """Accumulators of all pixels of a tile, over all runs."""
-    dot, registers = dot_of(k.target), _group_bytes(config, s, k.target)
-    first = config.epilogue.initial(k, at.constants, s.count)
+    dot, first = config.dot, config.epilogue.initial(k, at.constants, s.count)
+    late = dot.late or config.nibbles
+    start = k.splat(0, 32).repeat(s.count * dot.spread) if late else dot.start(k, first)
     if isinstance(dot, Chained):
-        return accumulate(k, dot, s.forms, config.depth, offsets, x, at.weights, [first] * len(offsets), config.nibbles)
-    zero = k.splat(0, 32).repeat(s.count)
-    start = zero if config.nibbles else first
-    lines = _lines_ahead(config, s, k.target)
-    state: list[Val | Ptr] = [at.weights, at.ahead or at.weights, *[start] * len(offsets), *[zero] * (len(offsets) * (s.chains - 1))]
+        found = accumulate(k, dot, s.forms, config.depth, offsets, x, at.weights, [start] * len(offsets), config.nibbles)
+    else:
+        found = [nibbles.sums(k, dot, a) if config.nibbles else a for a in _walked(k, config, s, offsets, x, at, start)]
+    totals = [pixel for a in found for pixel in dot.finish(k, a)][: len(offsets)]
+    return [first + total for total in totals] if late else totals
 
-    def groups(state: list[Val | Ptr], x: Ptr) -> None:
+
+def _walked(k: Kernel, config: ConvConfig, s: Segment, offsets: Sequence[int], x: Ptr, at: Operands, start: Val) -> list[Val]:
+    """Accumulators of all x operands of a tile, over all runs."""
+    dot, registers, lines = config.dot, _group_bytes(config, s, k.target), _lines_ahead(config, s, k.target)
+    operands = _operands(offsets, dot.pixels)
+    zero = k.splat(0, 32).repeat(len(start))
+    state: list[Val | Ptr] = [at.weights, at.ahead or at.weights, *[start] * len(operands), *[zero] * (len(operands) * (s.chains - 1))]
+
+    def groups(state: list[Val | Ptr], x: Ptr, number: int) -> None:
         weights, ahead = state[:2]
         assert isinstance(weights, Ptr)
         assert isinstance(ahead, Ptr)
         for line in range(lines):
             prefetch(k, (ahead + line * LINE).ir)
         # broadcasts are written next to their use: given all at once, LLVM keeps them in registers and spills accumulators
-        xs = [dot.consecutive(k, x + offset, s.unroll) for offset in offsets] if dot.wide > 1 else []
-        for u in range(s.unroll):
+        xs = [dot.consecutive(k, [x + offset for offset in pixels], number) for pixels in operands] if dot.wide > 1 else []
+        for u in range(number):
             place = weights + u * registers
-            w = nibbles.load(k, dot, place, s.count) if config.nibbles else k.load(place, 8, s.count)
-            for n, offset in enumerate(offsets):
-                at = 2 + u % s.chains * len(offsets) + n
+            if dot.fenced:
+                state[2:] = _fenced(k, config, place, [x[u] for x in xs], state[2:])
+                continue
+            w = nibbles.load(k, dot, place, len(start)) if config.nibbles else k.load(place, 8, len(start))
+            for n, (offset, *_) in enumerate(operands):
+                at = 2 + u % s.chains * len(operands) + n
                 acc = state[at]
                 assert isinstance(acc, Val)
-                operand = xs[n][u] if xs else dot.broadcast(k, x + (offset + GROUP * u))
+                operand = xs[n][u] if xs else dot.broadcast(k, x + (offset + dot.group * u))
                 state[at] = dot.all(k, acc, operand, w)
-        state[:2] = weights + s.unroll * registers, ahead + lines * LINE
+        state[:2] = weights + number * registers, ahead + lines * LINE
 
     def walk(runs: Sequence[tuple[int, int]], state: list[Val | Ptr], x: Ptr) -> list[Val | Ptr]:
         if runs:
             with k.loop(runs[0][0], state) as (i, inner):
                 inner[:] = walk(runs[1:], inner, x + i * runs[0][1])
             return inner
-        with k.loop(config.run // s.unroll, state) as (i, inner):
-            groups(inner, x + i * (GROUP * s.unroll))
+        rounds, rest = divmod(config.run, s.unroll)
+        with k.loop(rounds, state) as (i, inner):
+            groups(inner, x + i * (dot.group * s.unroll), s.unroll)
+        if rest:
+            groups(inner, x + rounds * dot.group * s.unroll, rest)
         return inner
 
-    done = [v for v in walk(config.runs, state, x)[1:] if isinstance(v, Val)]
-    totals = done[: len(offsets)]
+    done = [v for v in walk(config.runs, state, x)[2:] if isinstance(v, Val)]
+    totals = done[: len(operands)]
     for chain in range(1, s.chains):
-        totals = [a + b for a, b in zip(totals, done[chain * len(offsets) :])]
-    return [first + nibbles.sums(k, dot, total) for total in totals] if config.nibbles else totals
+        totals = [a + b for a, b in zip(totals, done[chain * len(operands) :])]
+    return totals
+
+
+def _fenced(k: Kernel, config: ConvConfig, weights: Ptr, xs: Sequence[XOperand], accs: Sequence[Val | Ptr]) -> list[Val]:
+    """The accumulators after one group, two registers of weights at a time."""
+    dot, found = config.dot, list[list[Any]]([] for _ in xs)
+    for n in range(0, len(_val(accs[0])), 2):
+        k.fence()
+        place = weights + n * k.target.vector_bytes // (2 if config.nibbles else 1)
+        w = nibbles.load(k, dot, place, 2) if config.nibbles else k.load(place, 8, 2)
+        for registers, x, acc in zip(found, xs, accs, strict=True):
+            registers += [dot.dot(k, a, x, r) for a, r in zip(_val(acc).regs[n : n + 2], w.regs)]
+    return [Val(k, tuple(r), 32) for r in found]
+
+
+def _val(v: Val | Ptr) -> Val:
+    assert isinstance(v, Val)
+    return v
+
+
+def _operands(offsets: Sequence[int], pixels: int) -> list[tuple[int, ...]]:
+    """The offsets of the pixels of each x operand: the last pixel is repeated."""
+    filled = [*offsets, *[offsets[-1]] * (-len(offsets) % pixels)]
+    return [tuple(filled[i : i + pixels]) for i in range(0, len(filled), pixels)]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.backends.llvm import nibbles
-from qcompiler.backends.llvm.dot import GROUP, Chained, Dot, dot_of
+from qcompiler.backends.llvm.dot import FORMS, Chained, dense_forms, dot_of
 from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData, addend_offset, describe
 from qcompiler.backends.llvm.launch import Address, Argument, Data, Launch, Nothing
 from qcompiler.backends.llvm.target import Target
@@ -20,7 +20,7 @@ from qcompiler.passes.plan_memory import Run
 
 from .chain_plan import chained, expected_dot
 from .conv import PARAMETERS, ConvConfig, Steps, emit_conv, pack_weights, starts
-from .tiles import Problem, choose_segments
+from .tiles import Problem, choose_segments, cycles
 from .unpack import PARAMETERS as UNPACK_PARAMETERS
 from .unpack import emit_unpack, pack_parts, parts_of
 
@@ -85,8 +85,8 @@ def plan_conv(run: Run, target: Target) -> Iterable[Launch]:
     assert w is not None
     w = w.astype(np.int8).reshape(w.shape[0], -1, _run_bytes(shape))
     narrow = run.scratch is None and nibbles.fit(w)
-    config = conv_config(shape, epilogue, target, expected_dot(w, dot_of(target)), narrow)
-    if isinstance(dot_of(target), Chained):
+    config = conv_config(shape, epilogue, target, w, narrow)
+    if isinstance(config.dot, Chained):
         found = chained(w, config, target)
         config, weights = found.config, found.packed
         data = replace(data, bias=data.bias - 128 * found.unsigned_sums)
@@ -124,22 +124,26 @@ def pack_constants(data: EpilogueData, config: ConvConfig, target: Target) -> by
     return b"".join(pieces)
 
 
-def conv_config(shape: ConvShape, epilogue: Epilogue, target: Target, dot: Dot, narrow: bool = False) -> ConvConfig:
-    """The kernel's configuration, tiles chosen for the costs of `dot`.
+def conv_config(shape: ConvShape, epilogue: Epilogue, target: Target, w: NDArray[np.int8], narrow: bool = False) -> ConvConfig:
+    """The kernel's configuration for weights [O, number of runs, bytes of a run]: the form and the tiles that promise to be fastest.
 
     `narrow`: weights may be nibbles; they are where channels fill two registers."""
-    op, length = shape.op, _run_bytes(shape)
-    runs = _runs(shape)
+    op, runs = shape.op, _runs(shape)
     channels = shape.w[0] // op.groups
     steps = _steps(shape, channels, epilogue)
     images, rows, columns = _flattened(shape.out[:3], steps)
-    run = -(-length // GROUP)
-    depth = int(np.prod([n for n, _ in runs], dtype=np.int64)) * run
     packed = narrow and channels > target.lanes
-    segments = choose_segments(Problem(target, rows, columns, channels, depth, run, dot, packed))
+
+    def problem(form: str) -> Problem:
+        dot = expected_dot(w, FORMS[form])
+        run = -(-w.shape[2] // dot.group)
+        return Problem(target, rows, columns, channels, w.shape[1] * run, run, dot, packed)
+
+    found = [(form, p, choose_segments(p)) for form in dense_forms(target) for p in (problem(form),)]
+    form, best, segments = min(found, key=lambda f: cycles(f[1], f[2]))
     x, out, *residual = steps
     other = residual[0] if residual else None
-    return ConvConfig(images, rows, columns, channels, op.groups, runs, run, x, out, other, segments, epilogue, packed)
+    return ConvConfig(images, rows, columns, channels, op.groups, runs, best.run, x, out, other, form, segments, epilogue, packed)
 
 
 def _steps(shape: ConvShape, channels: int, epilogue: Epilogue) -> list[Steps]:

@@ -2,24 +2,29 @@
 
 A small model of a core: it retires `WIDTH` instructions, two loads and one or two multiplies per cycle; a dot product takes
 `LATENCY` cycles before its accumulator can be used again. Of all tiles whose accumulators, weights and scratch fit in the registers the cheapest
-in total cycles wins, edges that are computed twice included.
+in total cycles wins, edges that are computed twice included. Arm cores have hardly more room than their multipliers fill: there
+instructions are counted, `NARROW` per cycle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
 from qcompiler.backends.llvm import nibbles
-from qcompiler.backends.llvm.dot import Dot
+from qcompiler.backends.llvm.dot import Chained, Dot
 from qcompiler.backends.llvm.target import Target
 
 from .conv import Segment
 
 WIDTH = 5.0
 NARROW = 2.0
-"""Instructions per cycle where x is taken from lanes: Arm cores have hardly more room than their multipliers fill."""
+"""Instructions per cycle of an Arm core."""
+TABLE = 5.0
+"""Instructions that walking chains takes for each group."""
+FINISH, STORE, NARROW_OVERHEAD = 22.0, 2.0, 24.0
+"""Instructions, on Arm, from four registers of results to one of bytes, to store a pixel of it, and of a tile besides."""
 LATENCY = 5
 EPILOGUE = 5.0
 """Instructions per register of results."""
@@ -51,13 +56,24 @@ class Problem:
     @property
     def counts(self) -> tuple[int, ...]:
         """Registers that a block may have."""
-        return (4, 2) if self.nibbles else (4, 2, 1)
+        smallest = 2 if self.nibbles else 1
+        return tuple(c for c in (4, 2, 1) if c == smallest or (c > smallest and self.operands(c) > 0))
+
+    def operands(self, count: int) -> int:
+        """How many x operands of a tile the registers allow."""
+        dot = self.dot
+        return int((self.target.registers - dot.scratch - count * dot.weights) // (count * dot.spread + dot.held))
 
 
 @cache
 def choose_segments(p: Problem) -> tuple[Segment, ...]:
     """The cheapest division of the channels into blocks, each with its best tile."""
-    return min(_divisions(p), key=lambda found: sum(_segment_cost(p, s) for s in found))
+    return min(_divisions(p), key=lambda found: cycles(p, found))
+
+
+def cycles(p: Problem, segments: Iterable[Segment]) -> float:
+    """What the model expects of a division."""
+    return sum(_segment_cost(p, s) for s in segments)
 
 
 def _divisions(p: Problem) -> Iterator[tuple[Segment, ...]]:
@@ -84,8 +100,7 @@ def _tiled(p: Problem, blocks: int, count: int) -> Segment:
 
 
 def _tiles(p: Problem, blocks: int, count: int) -> Iterator[Segment]:
-    wide = p.dot.wide > 1
-    most = max(1, (p.target.registers - p.dot.scratch - count) // (count + wide))
+    most = p.dot.pixels * max(1, p.operands(count))
     for rows in range(1, min(p.rows, most) + 1):
         for columns in range(1, min(p.columns, most // rows) + 1):
             yield _unrolled(p, Segment(blocks, count, rows, columns), most * count)
@@ -95,7 +110,7 @@ def _unrolled(p: Problem, s: Segment, registers: int) -> Segment:
     """Unrolled as far as the weights of all groups fit in the registers too: LLVM's scheduler likes to load them all at once."""
     dots = s.rows * s.columns * s.count
     if p.dot.wide > 1:
-        return replace(s, unroll=max(u for u in (4, 2, 1) if p.run % u == 0), chains=1)
+        return replace(s, unroll=min(p.dot.wide, p.run), chains=1)
     unroll = max(u for u in range(1, 9) if p.run % u == 0 and (u == 1 or (u * dots <= MAX_DOTS and dots + (u - 1) * s.count <= registers)))
     chains = max(c for c in range(1, unroll + 1) if c == 1 or (c * dots <= registers and (c - 1) * dots < 2 * LATENCY))
     return replace(s, unroll=unroll, chains=chains)
@@ -104,11 +119,24 @@ def _unrolled(p: Problem, s: Segment, registers: int) -> Segment:
 def _segment_cost(p: Problem, s: Segment) -> float:
     """Cycles."""
     tiles = -(-p.rows // s.rows) * -(-p.columns // s.columns)
+    if p.target.arch == "aarch64":
+        return s.blocks * tiles * _tile_instructions(p, s) / NARROW
     pixels = s.rows * s.columns
     results = pixels * s.count
     joined = -(-pixels // (4 // s.count))
     finish = joined * _joined_cycles(p.target, s.count) + results * s.chains / WIDTH + TILE_OVERHEAD
     return s.blocks * tiles * (p.depth * _group_cycles(p, s) + finish)
+
+
+def _tile_instructions(p: Problem, s: Segment) -> float:
+    """Of a tile on Arm, where registers of weights are loaded in pairs."""
+    dot, pixels = p.dot, s.rows * s.columns
+    operands, registers = -(-pixels // dot.pixels), s.count * dot.spread
+    unpacked = registers * nibbles.unpacking(dot) if p.nibbles else 0.0
+    walking = TABLE if isinstance(dot, Chained) else 4.0 / s.unroll
+    group = operands * (registers * dot.steps + dot.prepare + 1 / min(dot.wide, s.unroll)) + registers / 2 + unpacked + walking
+    finish = pixels * (s.count * dot.finishing + STORE) + -(-pixels // (4 // s.count)) * FINISH
+    return p.depth * group + finish + NARROW_OVERHEAD
 
 
 def _joined_cycles(target: Target, count: int) -> float:
@@ -121,12 +149,10 @@ def _joined_cycles(target: Target, count: int) -> float:
 
 def _group_cycles(p: Problem, s: Segment) -> float:
     dot, target, pixels = p.dot, p.target, s.rows * s.columns
-    dots, loads = pixels * s.count, pixels / min(dot.wide, s.unroll) + s.count
+    dots, loads = pixels * s.count, pixels + s.count
     multiplies = 1.0 if target.vector_bits == 512 else 2.0
     unpacked = s.count * nibbles.unpacking(dot) if p.nibbles else 0.0
     instructions = dots * dot.steps + pixels * dot.prepare + loads + unpacked + 2.0 / s.unroll
-    if dot.wide > 1:
-        return instructions / NARROW
     weights = s.count * target.vector_bytes // (2 if p.nibbles else 1)
     streamed = weights / SECOND_LEVEL if weights * p.depth > FIRST_LEVEL else 0.0
     return max(dots * dot.multiplies / multiplies, loads / 2, instructions / WIDTH, LATENCY / s.chains, streamed)

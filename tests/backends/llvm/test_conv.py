@@ -65,7 +65,7 @@ DEPTHWISE = {
     "10x4 strided 17": Case((1, 25, 11, 17), 17, (10, 4), (2, 2), pads=((4, 5), (1, 1)), groups=17),
 }
 CASES = {**{f"dense: {n}": c for n, c in DENSE.items()}, **{f"depthwise: {n}": c for n, c in DEPTHWISE.items()}}
-MACHINES = {n: t if t.runs_here else t.generic() for n, t in TARGETS.items() if n != "arm64-i8mm"}
+MACHINES = {n: t if t.runs_here else t.generic() for n, t in TARGETS.items()}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
