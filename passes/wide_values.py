@@ -28,14 +28,14 @@ def wide_values(graph: Graph) -> frozenset[Value]:
     """The stored values that get 16 bits."""
     groups = sharing_groups(graph)
     group_of = {v: tuple(g) for g in groups for v in g}
-    able = {v for g in groups if all(_can_be_wide(graph, v, group_of) for v in g) for v in g}
+    able = {v for g in groups if all(_can_be_wide(graph, v) for v in g) for v in g}
     wide = {v for v in able if any(_wants_width(graph, m) for m in group_of[v])}
     while grown := {v for v in able - wide if _is_stream(graph, v, wide)}:
         wide |= {m for v in grown for m in group_of[v]}
     return frozenset(wide)
 
 
-def _can_be_wide(graph: Graph, v: Value, group_of: dict[Value, tuple[Value, ...]]) -> bool:
+def _can_be_wide(graph: Graph, v: Value) -> bool:
     made = _is_requantized(v) or isinstance(v.op, (Normalize, *MOVED)) or _is_embedding(v)
     return made and all(_reads_wide(u) for u in graph.uses[v])
 

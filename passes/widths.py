@@ -10,6 +10,8 @@ A plan (`precision/plan.py`) says it layer by layer instead, the ends included.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.ops import Conv, Input, MatMul
 from qcompiler.ir.sequence import Attention
@@ -33,32 +35,21 @@ def weight_widths(graph: Graph, bits: int, plan: Plan | None = None) -> dict[Val
 def activation_widths(graph: Graph, bits: int, plan: Plan | None = None) -> dict[Value, int]:
     """Bits of every stored activation, before 16-bit ones are chosen."""
     if plan is not None:
-        asked = _asked(graph, plan)
-        return {v: asked.get(v, 8) for v in storage_points(graph)}
-    ends = _first_and_last(graph) if bits <= NARROW else set()
-    multiplied = _multiplied(graph, ends)
-    return {v: bits if v in multiplied else 8 for v in storage_points(graph)}
+        asked = _asked(graph, lambda v: plan.of(v).activations)
+    else:
+        ends = _first_and_last(graph) if bits <= NARROW else set()
+        asked = _asked(graph, lambda v: 0 if isinstance(v.op, Conv) and v in ends else bits)
+    return {v: asked.get(v, 8) for v in storage_points(graph)}
 
 
-def _multiplied(graph: Graph, ends: set[Value]) -> set[Value]:
-    """What dot products other than `ends` read, through movement."""
-    found = set[Value]()
-    for v in reversed(graph.order):
-        for n, i in enumerate(v.inputs):
-            read = isinstance(v.op, (MatMul, Attention)) or (isinstance(v.op, Conv) and n == 0 and v not in ends)
-            if read or (v in found and is_movement(v) and n == 0):
-                found.add(i)
-    return found
-
-
-def _asked(graph: Graph, plan: Plan) -> dict[Value, int]:
-    """The most bits that dot products ask of what they read, through movement."""
+def _asked(graph: Graph, bits_of: Callable[[Value], int]) -> dict[Value, int]:
+    """The most bits that dot products ask of what they read, also through movement; `bits_of` a dot product, 0 where it asks for none."""
     asked = dict[Value, int]()
     for v in reversed(graph.order):
         for n, i in enumerate(v.inputs):
-            wanted = plan.of(v).activations if isinstance(v.op, (MatMul, Attention)) or (isinstance(v.op, Conv) and n == 0) else 0
-            if n == 0 and v in asked and is_movement(v):
-                wanted = max(wanted, asked[v])
+            wanted = bits_of(v) if isinstance(v.op, (MatMul, Attention)) or (isinstance(v.op, Conv) and n == 0) else 0
+            if n == 0 and is_movement(v):
+                wanted = max(wanted, asked.get(v, 0))
             if wanted:
                 asked[i] = max(asked.get(i, 0), wanted)
     return asked
