@@ -66,6 +66,24 @@ class LayerTime:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Layers that compute what some nodes of the float network do, and how long either takes."""
+
+    layers: tuple[str, ...]
+    milliseconds: float
+    float_milliseconds: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the promise holds: not slower than float."""
+        return self.milliseconds <= self.float_milliseconds
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**asdict(self), "speedup": self.float_milliseconds / self.milliseconds if self.milliseconds else None, "kept": self.kept}
+
+
+@dataclass(frozen=True)
 class Profile:
     """All launches in order, of one thread; `milliseconds` is the whole program without its ends."""
 
@@ -75,20 +93,30 @@ class Profile:
     read_gbs: float
     milliseconds: float
     layers: tuple[LayerTime, ...]
+    comparisons: tuple[Comparison, ...] = ()
 
-    def beside(self, others: Mapping[str, float]) -> Profile:
-        """With the float times of the layers of these names."""
-        return replace(self, layers=tuple(replace(x, float_milliseconds=others.get(x.name)) for x in self.layers))
+    def beside(self, others: Mapping[tuple[str, ...], float]) -> Profile:
+        """With the float times of groups of layers, by their names."""
+        ours = {x.name: x.milliseconds for x in self.layers}
+        layers = tuple(replace(x, float_milliseconds=others.get((x.name,))) for x in self.layers)
+        return replace(self, layers=layers, comparisons=tuple(Comparison(g, sum(ours[n] for n in g), t) for g, t in others.items()))
 
     @property
-    def slower_than_float(self) -> tuple[LayerTime, ...]:
+    def slower_than_float(self) -> tuple[Comparison, ...]:
         """Where the promise fails."""
-        return tuple(x for x in self.layers if x.speedup is not None and x.speedup < 1)
+        return tuple(x for x in self.comparisons if not x.kept)
+
+    @property
+    def uncompared(self) -> tuple[LayerTime, ...]:
+        """What the float network has no counterpart of."""
+        known = {name for x in self.comparisons for name in x.layers}
+        return tuple(x for x in self.layers if x.name not in known) if self.comparisons else ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         derived = [{"gops": x.gops, "intensity": x.intensity, "speedup": x.speedup} for x in self.layers]
-        return {**asdict(self), "layers": [{**asdict(x), **d} for x, d in zip(self.layers, derived)]}
+        layers = [{**asdict(x), **d} for x, d in zip(self.layers, derived)]
+        return {**asdict(self), "layers": layers, "comparisons": [x.as_dict() for x in self.comparisons]}
 
 
 def profile(graph: Graph, target: Target, feeds: Feeds, seconds: float = 1.0, steps: Sequence[Step] | None = None) -> Profile:

@@ -1,14 +1,16 @@
-"""How long each layer takes in float: ONNX Runtime's own profile of the float network, assigned to the layers of a compiled program.
+"""How long layers take in float: ONNX Runtime's own profile of the float network, beside the layers of a compiled program.
 
-A tensor of the network belongs to the layer that computes it, or else to the layer of its first reader; a node of ONNX Runtime's optimized
-graph to the layer of its output. Its profile counts whole microseconds, so layers below some ten of them are known only roughly.
+A tensor of the network belongs to the layer that computes it, or else to the layer of its first reader. A node of ONNX Runtime's optimized
+graph stands for all tensors between its operands and its results. Layers that one node touches are a group, and groups are compared: what is
+fused on one side only is added up until both sides mean the same. The profile counts whole microseconds, so groups below some ten of them are
+known only roughly.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +23,28 @@ WARM_UP, RUNS = 3, 20
 NCHWC = "_nchwc"
 """Ending of the name of a convolution that ONNX Runtime has rewritten to its blocked layout; before it stands the name of its output."""
 Layers = Mapping[str, str]
+Group = tuple[str, ...]
+"""Names of layers, in their order."""
 
 
-def float_layers(model: str, feeds: Mapping[str, Any], layers: Iterable[str], runs: int = RUNS) -> dict[str, float]:
-    """Milliseconds of the layers of these names on one thread; layers that have no counterpart are left out."""
+def float_layers(model: str, feeds: Mapping[str, Any], layers: Iterable[str], runs: int = RUNS) -> dict[Group, float]:
+    """Milliseconds of groups of the layers of these names on one thread; layers that have no counterpart are left out."""
+    names = list(layers)
     with tempfile.TemporaryDirectory() as folder:
         times, nodes = profiled(model, feeds, Path(folder), runs)
-    tensors = tensor_owners(onnx.load(model).graph.node, aliases(layers))
-    owners = node_owners(nodes, tensors)
-    total: dict[str, float] = {}
-    for node, milliseconds in times.items():
-        if (layer := owners.get(node)) is not None:
-            total[layer] = total.get(layer, 0.0) + milliseconds
-    return total
+    original = list(onnx.load(model, load_external_data=False).graph.node)
+    touched = node_layers(nodes, original, tensor_owners(original, aliases(names)))
+    forms = {x: frozenset(y for y in names if base(y, names) == base(x, names)) for x in names}
+    return grouped(names, {n: frozenset[str]().union(*(forms[x] for x in touched[n])) for n in times if n in touched}, times)
+
+
+def grouped(layers: Sequence[str], touched: Mapping[str, frozenset[str]], times: Mapping[str, float]) -> dict[Group, float]:
+    """The least groups of layers such that every node's are in one, and the sum of its nodes' times."""
+    groups = list[set[str]]()
+    for several in touched.values():
+        joined = [g for g in groups if g & several]
+        groups = [g for g in groups if not g & several] + [set(several).union(*joined)]
+    return {tuple(x for x in layers if x in g): sum(times[n] for n, several in touched.items() if several & g) for g in groups}
 
 
 def profiled(model: str, feeds: Mapping[str, Any], folder: Path, runs: int) -> tuple[dict[str, float], list[Any]]:
@@ -72,10 +83,15 @@ def times_of(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def aliases(layers: Iterable[str]) -> dict[str, str]:
-    """Names of tensors -> names of layers: its own, and the tensor's whose part a layer computes ("x/conv" of "x")."""
+    """Names of tensors -> names of layers: its own, and the tensor's whose part or form a layer computes ("x/conv" or "x.fine" of "x")."""
     names = list(layers)
-    parents = {name.rpartition("/")[0]: name for name in names if "/" in name}
+    parents = {name.rpartition(mark)[0]: name for mark in "./" for name in names if mark in name}
     return parents | {name: name for name in names}
+
+
+def base(layer: str, layers: Sequence[str]) -> str:
+    """Layers that store forms of one tensor ("x.fine" beside "x") are one to the float network."""
+    return layer.rpartition(".")[0] if layer.rpartition(".")[0] in layers else layer
 
 
 def tensor_owners(nodes: Iterable[Any], layers: Layers) -> dict[str, str]:
@@ -98,3 +114,42 @@ def node_owners(nodes: Iterable[Any], tensors: Mapping[str, str]) -> dict[str, s
             owners[n.name] = layer
             known |= {name: layer for name in n.input if name not in known}
     return owners
+
+
+def node_layers(nodes: Sequence[Any], original: Sequence[Any], owners: Layers) -> dict[str, frozenset[str]]:
+    """Node of the optimized graph -> the layers of all tensors between its operands and its results; else the layer of what reads its output."""
+    producers = {name: n for n in original for name in n.output}
+    sources, following = origins(nodes, producers), node_owners(nodes, owners)
+    found = dict[str, frozenset[str]]()
+    for n in nodes:
+        given = frozenset[str]().union(*(sources.get(name, {name}) for name in n.input))
+        before = {owners[name] for name in given if name in owners and name in producers}
+        inner = {owners[name] for name in between(_known(n, producers), given, producers) if name in owners}
+        if layers := frozenset(inner - before) or frozenset([following[n.name]] if n.name in following else []):
+            found[n.name] = layers
+    return found
+
+
+def origins(nodes: Iterable[Any], producers: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    """Tensor of the optimized graph that the network does not have -> those of the network that it is made from."""
+    found = dict[str, frozenset[str]]()
+    for n in nodes:
+        own = frozenset(_known(n, producers)) or frozenset[str]().union(*(found.get(name, {name}) for name in n.input))
+        found |= {name: own for name in n.output if name not in producers}
+    return found
+
+
+def _known(n: Any, producers: Mapping[str, Any]) -> list[str]:
+    """What an optimized node computes, as the network calls it."""
+    return [name for name in (n.name.removesuffix(NCHWC), *n.output) if name in producers]
+
+
+def between(results: Iterable[str], given: frozenset[str], producers: Mapping[str, Any]) -> set[str]:
+    """All tensors that lead to `results`, up to those `given`."""
+    found, pending = set[str](), list(results)
+    while pending:
+        name = pending.pop()
+        if name in producers and name not in given and name not in found:
+            found.add(name)
+            pending.extend(producers[name].input)
+    return found

@@ -62,8 +62,16 @@ def conclusions(found: Profile) -> list[str]:
     deep = [x.percent_of_peak for x in found.layers if x.depth >= DEEP and x.limit == "compute"]
     if deep:
         lines.append(f"{len(deep)} layers of {DEEP} products per result or more: median {median(deep):.0f} % of the peak")
-    if any(x.float_milliseconds is not None for x in found.layers):
-        slower = found.slower_than_float
-        lines += [f"slower than float: {x.name}, {1e3 * x.milliseconds:.1f} us against {1e3 * (x.float_milliseconds or 0):.1f}" for x in slower]
-        lines += [] if slower else ["no layer is slower than the float network's"]
+    return lines + (promise(found) if found.comparisons else [])
+
+
+def promise(found: Profile) -> list[str]:
+    """Whether every layer, or group of layers that the float network fuses otherwise, is as fast as in float; where not, by how much."""
+    slower, all_ours = found.slower_than_float, sum(x.milliseconds for x in found.comparisons)
+    floats = sum(x.float_milliseconds for x in found.comparisons)
+    lines = [f"slower than float: {' + '.join(x.layers)}, {1e3 * x.milliseconds:.1f} us against {1e3 * x.float_milliseconds:.1f}" for x in slower]
+    lines.append(f"{len(found.comparisons) - len(slower)} of {len(found.comparisons)} layers or groups are no slower than the float network's")
+    lines.append(f"together {1e3 * all_ours:.0f} us against {1e3 * floats:.0f}, {floats / max(all_ours, 1e-9):.2f} times")
+    if alone := found.uncompared:
+        lines.append(f"without a counterpart there: {len(alone)}, {1e3 * sum(x.milliseconds for x in alone):.1f} us")
     return lines

@@ -70,10 +70,13 @@ def test_every_step_is_in_the_profile(program, feeds):
 
 def test_layers_slower_than_float_are_named(program, feeds):
     found = program.profile(feeds, seconds=0.01)
-    slow, fast = found.layers[-1].name, found.layers[-2].name
-    beside = found.beside({slow: 0.0, fast: 1e9})
-    assert [x.name for x in beside.slower_than_float] in ([slow], [])  # a layer may be faster than the counter ticks
-    assert all(x.float_milliseconds is None for x in beside.layers if x.name not in (slow, fast))
+    slow, fast, one, other = (x.name for x in found.layers[-4:])
+    beside = found.beside({(slow,): -1.0, (fast,): 1e9, (one, other): -2.0})
+    assert [x.layers for x in beside.slower_than_float] == [(slow,), (one, other)]
+    assert beside.comparisons[2].milliseconds == pytest.approx(sum(x.milliseconds for x in found.layers[-2:]))
+    assert [x.float_milliseconds for x in beside.layers[-4:]] == [-1.0, 1e9, None, None]
+    assert len(beside.uncompared) == len(found.layers) - 4
+    assert [x["kept"] for x in beside.as_dict()["comparisons"]] == [False, True, False]
 
 
 def test_a_target_of_another_machine_cannot_be_profiled(program, feeds):
