@@ -1,6 +1,7 @@
-"""`precision="auto"`: sensitivities on some calibration samples, the choice, and its check on samples held out from calibration.
+"""`precision="auto"`: sensitivities on some calibration samples, the choice, and its check on these and on samples held out from calibration.
 
-The promise is checked on the Q/DQ network, with 8-bit activations and the weights that the choice would get.
+The promise is checked on the Q/DQ network, with 8-bit activations and the weights that the choice would get. Half of the samples of the check were
+seen neither by ranges, rounding nor sensitivities; that the others were has not been found to matter (docs/precision.md), and their number does.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .costs import Latencies, weight_bytes
 from .loss import Drop, Judge, drop_of, judge_of
 from .plan import Plan, Precision
 from .search import BYTES, MILLISECONDS, Choice, Goal, Point, Search, problem_of
-from .sensitivity import Sensitivities, measure_sensitivities, rank_correlations
+from .sensitivity import Sensitivities, measure_sensitivities
 from .simulate import Feeds, Simulation, weighted_layers, weights_of
 
 WIDTHS = (8, 4)
@@ -52,12 +53,12 @@ class Chosen:
     reference: Point
     """Eight bits everywhere."""
     latencies: Latencies | None
-    _search: Search = field(repr=False, compare=False)
+    search: Search = field(repr=False, compare=False)
 
     @cached_property
     def frontier(self) -> tuple[Point, ...]:
         """Choices of least expected loss from the fewest bytes to the most, not measured; solving for them takes a moment."""
-        return tuple(self._search.frontier())
+        return tuple(self.search.frontier())
 
 
 class HeldOut:
@@ -95,6 +96,21 @@ def quantize_auto(
     if goal.max_latency is not None and latencies is None:
         raise UsageError("a greatest latency needs a target whose latencies are measured, or a latency table")
     tell = progress or (lambda what, done, total: None)
+    auto, looked_at, declined = prepare(graph, batches, options, goal, latencies, tell, saved)
+    chosen = auto.run(looked_at)
+    return pipeline.quantized(auto.graph, auto.seen, replace(auto.options, plan=chosen.plan), declined), chosen
+
+
+def prepare(
+    graph: Graph,
+    batches: Iterable[Feeds],
+    options: pipeline.Options,
+    goal: Goal,
+    latencies: Latencies | Meter | None,
+    tell: Progress,
+    saved: Path | None,
+) -> tuple[Auto, Sequence[Feeds], Declined]:
+    """Everything up to calibration and rounding; what to choose by, samples to measure sensitivities on, and what was declined so far."""
     declined = Declined()
     simple = pipeline.legal(graph, declined)
     held = HeldOut(simple, batches)
@@ -104,9 +120,7 @@ def quantize_auto(
     seen = pipeline.observed(even, preview, rest, options, lambda n: tell("calibrating", n, 0))
     if len(held.samples) < 2:
         raise UsageError(f"automatic precision needs calibration samples to hold out: expected at least {2 * EVERY}, found too few")
-    auto = Auto(even, seen, options, held.samples, goal, latencies, tell, saved)
-    chosen = auto.run(held.looked_at)
-    return pipeline.quantized(even, seen, replace(options, plan=chosen.plan), declined), chosen
+    return Auto(even, seen, options, [*held.samples, *held.looked_at], goal, latencies, tell, saved), held.looked_at, declined
 
 
 class Auto:
@@ -117,18 +131,18 @@ class Auto:
         graph: Graph,
         seen: pipeline.Observed,
         options: pipeline.Options,
-        held: Sequence[Feeds],
+        checked: Sequence[Feeds],
         goal: Goal,
         latencies: Latencies | Meter | None,
         tell: Progress,
         saved: Path | None = None,
     ) -> None:
-        self.graph, self.seen, self.options, self.held = graph, seen, options, held
+        self.graph, self.seen, self.options, self.checked = graph, seen, options, checked
         self.goal, self.tell, self.saved = goal, tell, saved
         self.layers = tuple(v.name for v in weighted_layers(graph))
         self.widths = self._able(latencies)
         self.network = Simulation(graph)
-        self.answers = list(self.network.answers(held))
+        self.answers = list(self.network.answers(checked))
         self.judge: Judge = judge_of(graph, self.answers)
         made = self._rounded()
         self.forms, self.integer = {bits: weights_of(q.qdq_graph) for bits, q in made.items()}, Simulation(made[8].qdq_graph)
@@ -144,9 +158,7 @@ class Auto:
 
     def run(self, looked_at: Sequence[Feeds]) -> Chosen:
         """Sensitivities on the first of these samples, and the choice."""
-        convs = weighted_layers(self.graph)
-        products = sum(v.type.size * int(np.prod(v.inputs[1].shape[1:])) for v in convs) * len(convs) * (len(self.widths) - 1)
-        looked_at = looked_at[: max(LEAST, min(MOST, int(PRODUCTS / max(products, 1))))]
+        looked_at = self.few(looked_at)
         total = len(looked_at) * len(self.layers) * (len(self.widths) - 1)
         narrow = {b: self.forms[b] for b in self.widths[1:]}
         found = measure_sensitivities(self.network, narrow, looked_at, self.judge, lambda n: self.tell("sensitivities", n, total), self.saved)
@@ -155,14 +167,15 @@ class Auto:
         reference = search.point((0,) * len(self.layers))
         return Chosen(self.plan(point.choice), self.widths, self.layers, found, point, reference, self.latencies, search)
 
+    def few(self, samples: Sequence[Feeds]) -> Sequence[Feeds]:
+        """The first of them, as many as it takes."""
+        convs = weighted_layers(self.graph)
+        products = sum(v.type.size * int(np.prod(v.inputs[1].shape[1:])) for v in convs) * len(convs) * (len(self.widths) - 1)
+        return samples[: max(LEAST, min(MOST, int(PRODUCTS / max(products, 1))))]
+
     def plan(self, choice: Choice) -> Plan:
         """The plan of a choice."""
         return Plan({name: Precision(self.widths[w]) for name, w in zip(self.layers, choice)})
-
-    def correlations(self, found: Sensitivities, truth: Sequence[Feeds]) -> dict[str, float]:
-        """Kendall's tau of every estimate with the loss of the same changes on other samples."""
-        narrow = {b: self.forms[b] for b in self.widths[1:]}
-        return rank_correlations(found, measure_sensitivities(self.network, narrow, truth, self.judge).loss)
 
     def _rounded(self) -> dict[int, pipeline.Quantized]:
         """The network in every width."""
@@ -183,4 +196,4 @@ class Auto:
     def _drop(self, choice: Choice) -> Drop:
         self.tell("checking the promise", 0, 0)
         changed = {name: self.forms[self.widths[w]][name] for name, w in zip(self.layers, choice)}
-        return drop_of(self.judge, self.answers, self.integer.answers(self.held, changed))
+        return drop_of(self.judge, self.answers, self.integer.answers(self.checked, changed))

@@ -126,6 +126,11 @@ class Drop:
     loss: float
     """Nats."""
 
+    @property
+    def most(self) -> float:
+        """What a promise is judged by: the mean and one error, which the true mean exceeds once in six times."""
+        return self.mean + self.error
+
 
 def drop_of(judge: Judge, answers: Iterable[Array], others: Iterable[Array]) -> Drop:
     """Of `others`, compared with the float network's `answers`."""

@@ -2,8 +2,8 @@
 
     minimise bytes (or milliseconds)  subject to  loss <= t              `choose`
 
-t is bisected, in its logarithm, until the measured drop of the choice on held-out samples is within what was promised; the choice of
-greatest t that keeps it wins. Where bytes or milliseconds are limited and the drop is not, loss is minimised instead.
+t is bisected, in its logarithm, until the drop of the choice measured on calibration samples, and its standard error, are together within what was
+promised; the choice of greatest t that keeps it wins. Where bytes or milliseconds are limited and the drop is not, loss is minimised instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .choose import LOSS, Problem, choose
 from .loss import Drop
 from .sensitivity import Sensitivities
 
-ROUNDS = 8
+ROUNDS = 6
 PAIRS_PER_LAYER = 4
 FRONTIER = 14
 BYTES, MILLISECONDS = "bytes", "milliseconds"
@@ -126,7 +126,7 @@ class Search:
         return best
 
     def _kept(self, point: Point) -> bool:
-        return self.goal.max_drop is None or (point.drop is not None and point.drop.mean <= self.goal.max_drop)
+        return self.goal.max_drop is None or (point.drop is not None and point.drop.most <= self.goal.max_drop)
 
     def _solved(self, minimise: str, limits: Mapping[str, float]) -> Choice | None:
         return choose(self.problem, minimise, limits)
@@ -148,5 +148,5 @@ class Search:
         within = " within the budget" if self.goal.limits else ""
         return (
             f"no choice of precisions keeps the drop within {self.goal.max_drop:g} points: the most accurate one{within} is expected to lose "
-            f"{point.drop.mean:.2f} +- {point.drop.error:.2f} on held-out samples; allow {point.drop.mean:.2f} or more, or give more samples"
+            f"{point.drop.mean:.2f} +- {point.drop.error:.2f} on calibration samples; allow {point.drop.most:.2f} or more, or give more samples"
         )

@@ -14,14 +14,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
+from qcompiler.ir.graph import Graph
+
 from .loss import Judge
 from .resume import Kept, Sums, digest
-from .simulate import Array, Feeds, Simulation, Weights
+from .simulate import Array, Feeds, Simulation, Weights, weights_of
 
 Floats = NDArray[np.float64]
 Change = tuple[str, int]
@@ -79,7 +82,14 @@ def _changed(network: Simulation, sample: Feeds, forms: Forms, change: Change, p
     return answer
 
 
-def rank_correlations(found: Sensitivities, truth: Floats) -> dict[str, float]:
-    """Kendall's tau of each estimate with the measured loss of single changes: which estimate to trust on this network."""
-    estimates = {"KL": found.loss, "second order": np.diagonal(found.pairs), "SQNR": found.noise}
+def rank_correlations(found: Sensitivities, truth: Floats, others: Mapping[str, Floats] = MappingProxyType({})) -> dict[str, float]:
+    """Kendall's tau of each estimate, `others` among them, with the measured loss of single changes: which to trust on this network."""
+    estimates = {"KL": found.loss, "second order": np.diagonal(found.pairs), "SQNR": found.noise, **others}
     return {name: float(kendalltau(e, truth).statistic) for name, e in estimates.items()}
+
+
+def weight_errors(network: Graph, forms: Forms) -> Floats:
+    """Mean squared error of the weights of every change, in units of the layer's own: |D|^2 / |W|^2."""
+    own = weights_of(network)
+    pairs = [(own[layer][0].astype(np.float64), forms[bits][layer][0]) for layer in next(iter(forms.values())) for bits in forms]
+    return np.array([((w - other) ** 2).sum() / ((w**2).sum() or 1.0) for w, other in pairs])
