@@ -36,11 +36,11 @@ def grid(k: Kernel, sizes: Sequence[int], shared: Shared | None) -> Iterator[tup
     their rounds where they are several: 7 rows of 7 tiles are 24 and 25 of 49 then, instead of 3 and 4 of 7."""
     joined = shared is not None and k.span is not None and not k.span.inside and sum(n > 1 for n in sizes[slice(*shared)]) > 1
     bounds = [n for n in range(len(sizes) + 1) if not (joined and shared and shared[0] < n < shared[1])]
+    split = None if shared is None else shared[0] if joined else max(range(*shared), key=sizes.__getitem__)
     index = list[Index | int]()
     with ExitStack() as loops:
         for first, last in pairwise(bounds):
-            here = shared is not None and shared[0] <= first < shared[1]
-            i = loops.enter_context(k.split(prod(sizes[first:last]), here and (joined or sizes[first] > 1)))
+            i = loops.enter_context(k.split(prod(sizes[first:last]), first == split))
             index += _digits(k, i, sizes[first:last])
         yield tuple(index)
 

@@ -8,12 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 from shutil import which
 
 import numpy as np
 import pytest
 from integer_graphs import Builder
+from llvmlite import ir
 from toy_objects import ARCHITECTURES, TOY, compiled
 
 from qcompiler import runtime
@@ -21,8 +24,10 @@ from qcompiler.backends import emulate, reference
 from qcompiler.backends.certificate import certify
 from qcompiler.backends.image import flatten, lay_out
 from qcompiler.backends.llvm import lower
+from qcompiler.backends.llvm.codegen import jit
+from qcompiler.backends.llvm.dsl import I8, WHOLE, Kernel
 from qcompiler.backends.llvm.lower import ObjectCode, compile_object
-from qcompiler.backends.llvm.split import MOST_PIECES, busy, makespan, most_balanced, pieces
+from qcompiler.backends.llvm.split import MOST_PIECES, Shared, busy, grid, makespan, most_balanced, pieces
 from qcompiler.backends.llvm.target import TARGETS, Target
 from qcompiler.backends.package import Artifact, write_artifact
 from qcompiler.ir.graph import Graph
@@ -407,3 +412,26 @@ def test_pieces_cover_every_round() -> None:
 def test_the_balanced_axis_is_chosen() -> None:
     assert most_balanced({"rows": [(7, 1.0)], "blocks": [(16, 1.0)]}) == "blocks"
     assert most_balanced({"rows": [(56, 1.0)], "blocks": [(16, 1.0)]}) == "rows"
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.parametrize("shared", [None, (0, 1), (1, 2), (2, 4), (1, 4), (0, 4)])
+def test_pieces_of_a_grid_meet_every_place_once(shared: Shared | None, count: int) -> None:
+    """Each place of the grid counts its visits; without shared loops every piece visits them all."""
+    module, sizes = ir.Module(), (2, 1, 3, 5)
+    k = Kernel.divided(module, HERE[0], "f", ("out",))
+    k.function.linkage = "external"
+    with grid(k, sizes, shared) as index:
+        assert len(index) == 4
+        at = k.parameters[0]
+        for i, stride in zip(index, (15, 15, 5, 1)):
+            at = at + i * stride
+        k.b.store(k.b.add(k.b.load(at.ir, typ=I8), ir.Constant(I8, 1)), at.ir)
+    k.ret()
+    (function,) = jit(module, HERE[0], ["f"])
+    visits, bounds = np.zeros(30, np.uint8), [WHOLE * i // count for i in range(count + 1)]
+    for first, last in pairwise(bounds):
+        function(visits.ctypes.data, first, last)
+    assert visits.tolist() == [1 if shared else count] * 30
+    assert k.span is not None
+    assert k.span.units == (prod(sizes[slice(*shared)]) if shared else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from qcompiler.ir.ops import PadMode
 from qcompiler.passes.arena import ALIGNMENT, Block, arena_size, live_bytes, place
 from qcompiler.passes.layouts import Space, dense_strides, reshaped_strides
 from qcompiler.passes.partition import partition
-from qcompiler.passes.plan_memory import Copy, Plan, Run, plan_memory
+from qcompiler.passes.plan_memory import Copy, Fill, Plan, Run, plan_memory
 
 SAME = ((1, 1), (1, 1))
 
@@ -29,10 +30,23 @@ def check(b: Builder, *outputs: Value) -> Plan:
     plan = plan_memory(graph, partition(graph))
     feeds = b.feeds()
     expected = reference.run(graph, feeds)
-    for name, got in zip(graph.output_names, MemoryModel(plan, feeds).run(), strict=True):
-        np.testing.assert_array_equal(got, expected[name])
+    for ordered in (plan, late(plan)):
+        for name, got in zip(graph.output_names, MemoryModel(ordered, feeds).run(), strict=True):
+            np.testing.assert_array_equal(got, expected[name])
     assert_sound(plan)
     return plan
+
+
+def late(plan: Plan) -> Plan:
+    """The same with every action that may run beside those behind it after them."""
+    actions, waiting = [], []
+    for action, beside in zip(plan.actions, plan.beside, strict=True):
+        waiting.append(action)
+        if not beside:
+            actions += waiting[::-1]
+            waiting = []
+    assert not waiting
+    return replace(plan, actions=tuple(actions))
 
 
 def assert_sound(plan: Plan) -> None:
@@ -58,6 +72,15 @@ def test_transposed_input_is_written_into_the_halo():
     assert plan.layouts[x].strides == (300, 30, 3, 1)
     assert plan.layouts[x].offset % ALIGNMENT == 33
     assert len(plan.fills) == 3
+    assert plan.beside == (True, True, True, False, False)
+
+
+def test_a_border_that_the_next_kernel_reads_is_there_before_it():
+    b = Builder()
+    x = b.max_pool(b.input(1, 8, 8, 3), (2, 2), (2, 2))
+    plan = check(b, b.max_pool(b.pad(x, (0, 0), (1, 1), (1, 1), (0, 0)), (3, 3), (1, 1)))
+    assert [type(a) for a in plan.actions] == [Run, Fill, Fill, Fill, Fill, Run]
+    assert plan.beside == (False, True, True, True, False, False)
 
 
 def test_halo_is_the_greatest_that_strides_leave_to_read():
