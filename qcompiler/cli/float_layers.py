@@ -124,8 +124,9 @@ def node_layers(nodes: Sequence[Any], original: Sequence[Any], owners: Layers) -
     for n in nodes:
         given = frozenset[str]().union(*(sources.get(name, {name}) for name in n.input))
         before = {owners[name] for name in given if name in owners and name in producers}
-        inner = {owners[name] for name in between(_known(n, producers), given, producers) if name in owners}
-        if layers := frozenset(inner - before) or frozenset([following[n.name]] if n.name in following else []):
+        reached = given | {name for name, layer in owners.items() if layer in before}
+        inner = frozenset(owners[name] for name in between(_known(n, producers), reached, producers) if name in owners)
+        if layers := inner or frozenset([following[n.name]] if n.name in following else []):
             found[n.name] = layers
     return found
 

@@ -57,7 +57,14 @@ def test_nodes_of_the_optimized_graph() -> None:
     assert node_owners(nodes, tensors) == {"ReorderInput x1": "r", "c_nchwc": "r", "Conv y": "y"}
 
 
-ORIGINAL = [node("Conv", "x w", "c"), node("Relu", "c", "r"), node("Conv", "r v", "d"), node("Add", "d x", "a"), node("Relu", "a", "y")]
+ORIGINAL = [
+    node("Conv", "x w", "c"),
+    node("Relu", "c", "r"),
+    node("Conv", "r v", "d"),
+    node("Add", "d x", "a"),
+    node("Relu", "a", "y"),
+    node("Conv", "a u", "z"),
+]
 
 
 @pytest.mark.parametrize(
@@ -71,6 +78,11 @@ ORIGINAL = [node("Conv", "x w", "c"), node("Relu", "c", "r"), node("Conv", "r v"
             [node("ReorderInput", "x", "x1"), node("Conv", "x1 w", "t", name="c_nchwc"), node("Conv", "t v", "u", name="y_nchwc")],
             "r y",
             {"ReorderInput x1": "r", "c_nchwc": "r", "y_nchwc": "y"},
+        ),
+        (
+            [node("Conv", "x w", "r"), node("Conv", "r v x", "t", name="d_nchwc"), node("Conv", "t u", "z")],
+            "r a z",
+            {"Conv r": "r", "d_nchwc": "a", "Conv z": "z"},
         ),
     ],
 )
