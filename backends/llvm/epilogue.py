@@ -35,6 +35,7 @@ from . import instrs
 from .dsl import Index, Kernel, Ptr, Val, join
 from .lookup import TABLE, emit_channel_lookup, emit_lookup
 from .order import wide_order
+from .products import factors, product_of_words, shifted_right, short, unsigned_words, weighted_pair
 from .target import Target
 from .words import from_memory, pieces, store_span, to_memory
 
@@ -77,6 +78,10 @@ class Reader:
         return self.scalar(bits) if uniform else self.lanes(bits, registers(bits, count))
 
 
+SHIFTS = -32
+"""In place of bits: amounts, all of them `short`, by which lanes of 32 are shifted right, written as the target shifts."""
+
+
 @dataclass(frozen=True)
 class Writer:
     """Makes what `Reader` reads, for the channels of one block."""
@@ -87,6 +92,8 @@ class Writer:
 
     def numbers(self, values: Ints, bits: int) -> bytes:
         """`values` has one element, or one per channel; channels beyond the last are zero."""
+        if bits == SHIFTS:
+            return self.numbers(values if self.target.shifts_lanes else factors(values), 32)
         kind = np.int16 if bits == 16 else np.int32
         if values.size == 1:
             return values.astype(kind).tobytes().ljust(self.target.vector_bytes, b"\0")
@@ -118,13 +125,17 @@ class Requant:
     lo: int = -128
     hi: int = 127
     bits: int = 8
+    short: bool = False
+    """Whether right shifts are written as `SHIFTS`."""
 
     def emit(self, a: Val, r: Reader, count: int, sources: Sources) -> Val:
         """numerics.requantize_biased (or its wide form) over lanes that are registers. Left shifts are products with powers of two: SSE has no
         left shift per lane, and LLVM would go through floating point."""
         if self.left:
             a = a * _spread(r.numbers(32, count, self.uniform), a)
-        right = _spread(r.numbers(32, count, self.uniform), a)
+        right: Val | None = _spread(r.numbers(32, count, self.uniform), a)
+        if self.short and right is not None and not a.k.target.shifts_lanes:
+            a, right = shifted_right(a, right), None
         q = _halved(r.numbers(16, count, self.uniform), a)
         wide = self.bits == 16
         y = requantize_wide_biased(a, None, right, q) if wide else requantize_biased(a, None, right, q, r.scalar(16))
@@ -234,34 +245,6 @@ Stage = Requant | Clamped | Table | Residual | Addend | Added
 def addend_offset(target: Target, bits: int) -> int:
     """What `Addend` adds to its operand."""
     return target.storage_offset if bits == 8 else 0
-
-
-def unsigned_words(x: Val) -> Val:
-    """x + 128 of 8-bit lanes in 32 bits, in the order of `sext(32)`: one pshufb per register."""
-    k, (reg,) = x.k, (x ^ x.splat(-128)).regs
-    zero = instrs.splat(reg.type, 0)
-    lanes = reg.type.count
-    picks = ([16 * part + 4 * j + i if byte == 0 else lanes for part in range(lanes // 16) for i in range(4) for byte in range(4)] for j in range(4))
-    return k.reinterpret(Val(k, tuple(instrs.shuffle(k.b, reg, zero, p) for p in picks), 8), 32)
-
-
-def product_of_words(x: Val, m: Val) -> Val:
-    """x * m for 32-bit lanes that hold 16-bit numbers, m not negative."""
-    k = x.k
-    if k.target.arch == "aarch64":
-        return x * m
-    products = k.reinterpret(x, 16).map(lambda a, b: instrs.MADD[k.target.vector_bits](k, a, b), k.reinterpret(m, 16))
-    return Val(k, products.regs, 32)
-
-
-def weighted_pair(x: Val, m: Val, y: Val, n: Val) -> Val:
-    """m * x + n * y: 16-bit lanes (m and n one register) to 32 bits, within 128-bit parts."""
-    k = x.k
-    if k.target.arch == "aarch64":
-        return x.sext(32) * m.sext(32)[:1] + y.sext(32) * n.sext(32)[:1]
-    weights = k.zip(m, n)[0].regs[0]
-    halves = (half.regs[0] for i in range(len(x)) for half in k.zip(x[i : i + 1], y[i : i + 1]))
-    return Val(k, tuple(instrs.MADD[k.target.vector_bits](k, h, weights) for h in halves), 32)
 
 
 # --- the chain -------------------------------------------------------------------------------------------------------
@@ -383,8 +366,9 @@ def _describe_one(d: _Description, v: Value, before: Value, after: Value | None)
 def _describe_requantize(d: _Description, v: Value, op: Requantize) -> None:
     shift, q = np.broadcast_arrays(_ints(v.inputs[1]), _ints(v.inputs[2]))
     left = bool((shift < 0).any())
-    d.stages.append(Requant(shift.size == 1, left, op.lo, op.hi, bits_of(v)))
-    amounts = [(np.int64(1) << np.maximum(-shift, 0), 32)] * left + [(np.maximum(shift, 0), 32)]
+    few = short(shift, q)
+    d.stages.append(Requant(shift.size == 1, left, op.lo, op.hi, bits_of(v), few))
+    amounts = [(np.int64(1) << np.maximum(-shift, 0), 32)] * left + [(np.maximum(shift, 0), SHIFTS if few else 32)]
     offset = [(np.array([output_offset(zero_point(v))]), 16)] if bits_of(v) == 8 else []
     d.numbers.extend([*amounts, (q, 16), *offset])
 

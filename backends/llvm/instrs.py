@@ -157,6 +157,11 @@ def _mulh(b: Any, x: Any, y: Any) -> Any:
     return b.trunc(b.ashr(wide, splat(wide.type, 16)), x.type)
 
 
+def _mulh_unsigned(b: Any, x: Any, y: Any) -> Any:
+    wide = b.mul(widen(b, x, 32, signed=False), widen(b, y, 32, signed=False))
+    return b.trunc(b.lshr(wide, splat(wide.type, 16)), x.type)
+
+
 def _qrdmulh(b: Any, x: Any, y: Any) -> Any:
     """sat16((2 x y + 2^15) >> 16): as _mulhrs, but -2^15 squared saturates."""
     wide = b.mul(widen(b, x, 32), widen(b, y, 32))
@@ -275,6 +280,7 @@ PSHUFB = {
     256: _x86("vpshufb", "avx2", "avx2.pshuf.b", (32, 8), (32, 8), _pshufb),
     512: _x86("vpshufb", "avx512bw", "avx512.pshuf.b.512", (64, 8), (64, 8), _pshufb),
 }
+PMULHUW = _x86("pmulhuw", "sse2", "sse2.pmulhu.w", (8, 16), (8, 16), _mulh_unsigned)
 VPERMI2W = Instr("vpermi2w", "avx512bw", "llvm.x86.avx512.vpermi2var.hi.512", ((32, 16),) * 3, (32, 16), _permute_words)
 SDOT = Instr("sdot", "dotprod", "llvm.aarch64.neon.sdot.v4i32.v16i8", ((4, 32), (16, 8), (16, 8)), (4, 32), _dot4(signed_x=True))
 UDOT = Instr("udot", "dotprod", "llvm.aarch64.neon.udot.v4i32.v16i8", ((4, 32), (16, 8), (16, 8)), (4, 32), _dot4(signed_x=False, signed_w=False))
@@ -291,6 +297,7 @@ TBL4 = Instr("tbl", "neon", "llvm.aarch64.neon.tbl4.v16i8", ((16, 8),) * 5, (16,
 
 INSTRS: tuple[Instr, ...] = (
     *(i for table in (VPDPBUSD, MADDUBS, MADD, SIGN, PACK16, PACK8, MULHRS, MULH, PSHUFB) for i in table.values()),
+    PMULHUW,
     VPERMI2W,
     SDOT,
     UDOT,

@@ -54,6 +54,11 @@ class Target:
         return self.vector_bits // 128
 
     @property
+    def shifts_lanes(self) -> bool:
+        """Whether an instruction shifts every lane by its own amount; SSE has none."""
+        return self.arch != "x86_64" or "avx2" in self.features
+
+    @property
     def prefetches(self) -> bool:
         """Whether kernels ask for weights before they need them."""
         return self.arch == "x86_64"

@@ -83,12 +83,10 @@ def output_offset(zero_point: int) -> int:
     return (zero_point << FRACTION_BITS) + (1 << (FRACTION_BITS - 1))
 
 
-def requantize_biased(a: Self, left: Self | None, right: Self, q: Self, offset: Self) -> Self:
+def requantize_biased(a: Self, left: Self | None, right: Self | None, q: Self, offset: Self) -> Self:
     """The steps after the bias. `a` is 32 bits (half already added), `left`/`right` 32-bit shift amounts of which one
-    is 0 in every lane (`left` None: 0 everywhere), `q` and `offset` 16 bits. Result: 8 bits."""
-    shifted = a if left is None else a.shl(left)
-    t = shifted.shr(right).sat(16)
-    return narrow_biased(t.mul_q15(q), offset)
+    is 0 in every lane (None: 0 everywhere), `q` and `offset` 16 bits. Result: 8 bits."""
+    return narrow_biased(requantize_wide_biased(a, left, right, q), offset)
 
 
 def narrow_biased(r: Self, offset: Self) -> Self:
@@ -111,10 +109,10 @@ def requantize(acc: NDArray[np.integer], shift: NDArray[np.integer], q: NDArray[
     return y.values.astype(np.int8)
 
 
-def requantize_wide_biased(a: Self, left: Self | None, right: Self, q: Self) -> Self:
+def requantize_wide_biased(a: Self, left: Self | None, right: Self | None, q: Self) -> Self:
     """To 16 bits with zero point 0, operands as for `requantize_biased`: the same without its last line, r itself is the result."""
     shifted = a if left is None else a.shl(left)
-    return shifted.shr(right).sat(16).mul_q15(q)
+    return (shifted if right is None else shifted.shr(right)).sat(16).mul_q15(q)
 
 
 def requantize_wide(acc: NDArray[np.integer], shift: NDArray[np.integer], q: NDArray[np.integer]) -> NDArray[np.int16]:

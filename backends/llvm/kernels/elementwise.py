@@ -18,9 +18,10 @@ import numpy as np
 from llvmlite import ir
 
 from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val
-from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData, Sources, describe, weighted_pair, zero_point
+from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData, Sources, describe, zero_point
 from qcompiler.backends.llvm.launch import Argument, Data, Launch, Nothing
 from qcompiler.backends.llvm.lookup import emit_lookup
+from qcompiler.backends.llvm.products import weighted_pair
 from qcompiler.backends.llvm.target import Target
 from qcompiler.ir.integer import Clamp, IntAdd, IntMax, IntMin, IntSum
 from qcompiler.numerics.requantize import narrow_biased, output_offset

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val
-from qcompiler.backends.llvm.epilogue import Epilogue, Sources, describe, weighted_pair
+from qcompiler.backends.llvm.epilogue import Epilogue, Sources, describe
 from qcompiler.backends.llvm.launch import Data, Launch
+from qcompiler.backends.llvm.products import weighted_pair
 from qcompiler.backends.llvm.target import Target
 from qcompiler.passes.layouts import Space
 from qcompiler.passes.plan_memory import Run

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val
-from qcompiler.backends.llvm.epilogue import Epilogue, Sources, describe, weighted_pair
+from qcompiler.backends.llvm.epilogue import Epilogue, Sources, describe
 from qcompiler.backends.llvm.launch import Data, Launch
+from qcompiler.backends.llvm.products import weighted_pair
 from qcompiler.backends.llvm.target import Target
 from qcompiler.ir.integer import IntResize
 from qcompiler.passes.layouts import Space
