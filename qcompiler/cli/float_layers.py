@@ -22,6 +22,7 @@ from qcompiler.errors import ModelError
 WARM_UP, RUNS = 3, 20
 NCHWC = "_nchwc"
 """Ending of the name of a convolution that ONNX Runtime has rewritten to its blocked layout; before it stands the name of its output."""
+ELEMENTWISE = {"Add", "Sum", "Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Mul", "BatchNormalization"}
 Layers = Mapping[str, str]
 Group = tuple[str, ...]
 """Names of layers, in their order."""
@@ -118,31 +119,49 @@ def node_owners(nodes: Iterable[Any], tensors: Mapping[str, str]) -> dict[str, s
 
 def node_layers(nodes: Sequence[Any], original: Sequence[Any], owners: Layers) -> dict[str, frozenset[str]]:
     """Node of the optimized graph -> the layers of all tensors between its operands and its results; else the layer of what reads its output."""
-    producers = {name: n for n in original for name in n.output}
-    sources, following = origins(nodes, producers), node_owners(nodes, owners)
-    found = dict[str, frozenset[str]]()
+    producers = {name: n for n in computing(original) for name in n.output}
+    results, following = known_results(nodes, producers), node_owners(nodes, owners)
+    sources, found = origins(nodes, results, producers), dict[str, frozenset[str]]()
     for n in nodes:
         given = frozenset[str]().union(*(sources.get(name, {name}) for name in n.input))
         before = {owners[name] for name in given if name in owners and name in producers}
         reached = given | {name for name, layer in owners.items() if layer in before}
-        inner = frozenset(owners[name] for name in between(_known(n, producers), reached, producers) if name in owners)
+        inner = frozenset(owners[name] for name in between(results[n.name], reached, producers) if name in owners)
         if layers := inner or frozenset([following[n.name]] if n.name in following else []):
             found[n.name] = layers
     return found
 
 
-def origins(nodes: Iterable[Any], producers: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+def computing(original: Iterable[Any]) -> list[Any]:
+    """The nodes that are not constants, which several layers may share."""
+    return [n for n in original if n.op_type != "Constant"]
+
+
+def known_results(nodes: Sequence[Any], producers: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What each optimized node computes, as the network calls it. A fused node bears the name of its convolution: what is done to each element
+    afterwards, and by no node of its own, is its result too; the sum of two convolutions that of the one computed last."""
+    named = {n.name: [name for name in (n.name.removesuffix(NCHWC), *n.output) if name in producers] for n in nodes}
+    readers: dict[str, list[Any]] = {}
+    for n in producers.values():
+        for name in n.input:
+            readers.setdefault(name, []).append(n)
+    taken = {name for several in named.values() for name in several}
+    for n in reversed(nodes):
+        tail = named[n.name][-1:]
+        while tail and len(after := readers.get(tail[0], [])) == 1 and after[0].op_type in ELEMENTWISE and not taken & set(after[0].output):
+            tail = list(after[0].output)
+            taken |= set(tail)
+        named[n.name] = tail
+    return named
+
+
+def origins(nodes: Iterable[Any], results: Mapping[str, list[str]], producers: Mapping[str, Any]) -> dict[str, frozenset[str]]:
     """Tensor of the optimized graph that the network does not have -> those of the network that it is made from."""
     found = dict[str, frozenset[str]]()
     for n in nodes:
-        own = frozenset(_known(n, producers)) or frozenset[str]().union(*(found.get(name, {name}) for name in n.input))
+        own = frozenset(results[n.name]) or frozenset[str]().union(*(found.get(name, {name}) for name in n.input))
         found |= {name: own for name in n.output if name not in producers}
     return found
-
-
-def _known(n: Any, producers: Mapping[str, Any]) -> list[str]:
-    """What an optimized node computes, as the network calls it."""
-    return [name for name in (n.name.removesuffix(NCHWC), *n.output) if name in producers]
 
 
 def between(results: Iterable[str], given: frozenset[str], producers: Mapping[str, Any]) -> set[str]:

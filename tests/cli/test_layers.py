@@ -81,7 +81,7 @@ ORIGINAL = [
         ),
         (
             [node("Conv", "x w", "r"), node("Conv", "r v x", "t", name="d_nchwc"), node("Conv", "t u", "z")],
-            "r a z",
+            "r a y z",
             {"Conv r": "r", "d_nchwc": "a", "Conv z": "z"},
         ),
     ],
