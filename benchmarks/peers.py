@@ -1,7 +1,8 @@
 """The other runtimes' int8 forms of a model, by the recipe that each project documents, on the same calibration inputs.
 
-    python -m benchmarks.peers ort MODEL.onnx DATA.npz OUT.onnx        quant_pre_process, quantize_static: QDQ, u8 x s8, per channel
-    python -m benchmarks.peers openvino MODEL.onnx DATA.npz OUT.xml    NNCF post-training quantization, preset mixed
+    python -m benchmarks.peers ort MODEL.onnx DATA.npz OUT.onnx           quant_pre_process, quantize_static: QDQ, u8 x s8, per channel
+    python -m benchmarks.peers ort-dynamic MODEL.onnx DATA.npz OUT.onnx   quantize_dynamic, which its documentation recommends for transformers
+    python -m benchmarks.peers openvino MODEL.onnx DATA.npz OUT.xml       NNCF post-training quantization, preset mixed
 
 DATA.npz holds every input under its name, one sample per row. This file imports nothing of the project, so that it also runs in an
 environment that has OpenVINO and NNCF (`pip install 'qcompiler[peers]'`) and not the project.
@@ -54,6 +55,17 @@ def quantize_ort(model: Path, data: Path, out: Path) -> None:
         )
 
 
+def quantize_ort_dynamic(model: Path, data: Path, out: Path) -> None:
+    """onnxruntime's quantization with ranges found at run time; `data` is not needed."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = str(Path(folder) / "prepared.onnx")
+        quant_pre_process(str(model), prepared, skip_symbolic_shape=True)
+        quantize_dynamic(prepared, str(out), op_types_to_quantize=["MatMul", "Gemm", "Attention", "Gather"], weight_type=QuantType.QInt8)
+
+
 def quantize_openvino(model: Path, data: Path, out: Path) -> None:
     """NNCF's post-training quantization."""
     import nncf
@@ -65,7 +77,7 @@ def quantize_openvino(model: Path, data: Path, out: Path) -> None:
     openvino.save_model(quantized, out, compress_to_fp16=False)
 
 
-RECIPES: dict[str, Callable[[Path, Path, Path], None]] = {"ort": quantize_ort, "openvino": quantize_openvino}
+RECIPES: dict[str, Callable[[Path, Path, Path], None]] = {"ort": quantize_ort, "ort-dynamic": quantize_ort_dynamic, "openvino": quantize_openvino}
 
 if __name__ == "__main__":
     recipe, *files = sys.argv[1:]

@@ -96,7 +96,7 @@ def folder_of(task: Task, samples: int) -> Path:
 
 
 def engines(task: Task, data: Data, samples: int, python: str) -> Engines:
-    """The four peers; the int8 models are made once."""
+    """The five peers; the int8 models are made once."""
     folder = folder_of(task, samples)
     folder.mkdir(parents=True, exist_ok=True)
     calibration = folder / "data.npz"
@@ -105,6 +105,7 @@ def engines(task: Task, data: Data, samples: int, python: str) -> Engines:
     return {
         FLOAT: (sys.executable, "ort", task.path),
         "ORT int8": (sys.executable, "ort", quantized(sys.executable, "ort", task.path, calibration, folder / "ort.onnx")),
+        "ORT dynamic int8": (sys.executable, "ort", quantized(sys.executable, "ort-dynamic", task.path, calibration, folder / "dynamic.onnx")),
         "OpenVINO float": (python, "openvino", task.path),
         "OpenVINO int8": (python, "openvino", quantized(python, "openvino", task.path, calibration, folder / "openvino.xml")),
     }
@@ -160,10 +161,12 @@ def prepare(names: tuple[str, ...], peers_python: str, samples: int, limit: int 
 def time(names: tuple[str, ...], samples: int, rounds: int) -> None:
     """The table of times, one thread."""
     lines = [f"{cpu_name()}, {date.today()}, 1 thread, ms, in brackets the loss", ""]
-    lines += ["| network | ours | ORT float | ORT int8 | OpenVINO float | OpenVINO int8 | fastest accurate peer / ours |", "|" + "---|" * 7]
-    turns = Turns(rounds, TURNS.milliseconds, TURNS.clock)
     tasks = [TASKS[name] for name in names or SEQUENCE_NETWORKS]
-    click.echo("\n".join(lines + [line(task.name, timed(task.name, reopened(task, samples), turns)) for task in tasks]))
+    ready = {task.name: reopened(task, samples) for task in tasks}
+    peers = list(next(iter(ready.values())).losses)
+    lines += [f"| network | ours | {' | '.join(peers)} | fastest accurate peer / ours |", "|" + "---|" * (len(peers) + 3)]
+    turns = Turns(rounds, TURNS.milliseconds, TURNS.clock)
+    click.echo("\n".join(lines + [line(name, timed(name, found, turns)) for name, found in ready.items()]))
 
 
 def line(name: str, found: Rivals) -> str:
