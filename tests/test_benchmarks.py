@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.compare import OURS, markdown, mean_gain, summarized, worker
+from benchmarks.instructions import countable
 from benchmarks.measure import all_equal, options_for
 from benchmarks.models import LIGHT, drawn, with_random_weights
 from benchmarks.peers import samples
@@ -58,6 +59,12 @@ def cpus() -> set[int]:
     import os
 
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
+
+
+def test_only_matrix_products_are_exchanged_to_be_counted():
+    smmla, sdot, ret = 0x4E83A441, 0x4E839441, 0xD65F03C0  # smmla v1.4s, v2.16b, v3.16b; sdot of the same; ret
+    code = np.array([smmla, sdot, ret], np.uint32).tobytes() + b"\1\2"
+    assert countable(code) == np.array([sdot, sdot, ret], np.uint32).tobytes() + b"\1\2"
 
 
 def test_light_models_get_different_weights():

@@ -278,3 +278,8 @@ def dot_of(target: Target) -> Dot:
 def dense_forms(target: Target) -> tuple[str, ...]:
     """The forms that dense layers may have, the one of the highest peak last."""
     return (target.dot, *target.dense)
+
+
+def densest(target: Target) -> Dot:
+    """The form of the highest peak."""
+    return FORMS[dense_forms(target)[-1]]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from qcompiler.runtime.arena import allocate
 
 from .codegen import Jitted, jit
-from .dot import GROUP, Dot, dot_of
+from .dot import Dot, densest
 from .dsl import I32, Kernel, Val
 from .target import Target, host_target
 
@@ -30,9 +30,10 @@ class PeakMeter:
     """Measures again and again, so that a program can take turns with it."""
 
     def __init__(self, target: Target) -> None:
-        count = accumulators(dot_of(target), target)
+        dot = densest(target)
+        count = accumulators(dot, target)
         self._call, self._memory = _loop(target, count), _touched((count + 1) * target.vector_bytes)
-        self._operations = 2 * GROUP * target.lanes * count * ROUNDS
+        self._operations = 2 * dot.group * dot.pixels * target.lanes // dot.spread * count * ROUNDS
 
     def measure(self) -> float:
         """Billions of operations per second (two per multiply-accumulate), now: the best of a few tries; the first meets cold caches."""
@@ -65,7 +66,7 @@ def accumulators(dot: Dot, target: Target) -> int:
 
 def emit_peak(k: Kernel, count: int) -> None:
     """ROUNDS times `count` dot products of the registers at parameters[0]; sums to parameters[1]."""
-    dot, size = dot_of(k.target), k.target.vector_bytes
+    dot, size = densest(k.target), k.target.vector_bytes
     source, target = k.parameters
     x, w = dot.broadcast(k, source), k.load(source + 4, 8)
     with k.loop(ROUNDS, [k.load(target, 32, count), w]) as (_, state):
