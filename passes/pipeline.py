@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedModel, UsageError
 from qcompiler.ir.graph import Declined, Graph, Value
-from qcompiler.ir.ops import Conv
+from qcompiler.ir.ops import ArgMax, Conv
 from qcompiler.ir.pointwise import Clip, Unary
 from qcompiler.ir.sequence import Attention, Normalize
 from qcompiler.ir.types import Quantization
@@ -261,7 +261,7 @@ def _alike(graph: Graph, scheme: Scheme) -> list[tuple[Value, Value]]:
 def _choice(graph: Graph, v: Value, s: Statistics, method: Method, bits: int, scheme: Scheme) -> Quantization:
     if bits > scheme.bits:
         return wide_quantization(s, scheme)
-    if v in graph.outputs:
+    if v in graph.outputs or any(isinstance(u.op, ArgMax) for u in graph.uses[v]):
         return widened(choose(s, MinMax(), bits, scheme), OUTPUT_MARGIN, scheme)
     if bits < 8 and scheme == PLAIN and isinstance(v.op, Unary) and not isinstance(v.op, Clip):
         return codebook(s, bits)

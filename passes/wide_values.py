@@ -14,7 +14,7 @@ all that read it are additions, normalizations, rotations or movement of which t
 from __future__ import annotations
 
 from qcompiler.ir.graph import Graph, Value
-from qcompiler.ir.ops import Concat, Const, Gather, Reshape, Slice, Transpose
+from qcompiler.ir.ops import ArgMax, Concat, Const, Gather, Reshape, Slice, Transpose
 from qcompiler.ir.pointwise import Add, Clip
 from qcompiler.ir.sequence import Normalize, Rotate
 
@@ -50,11 +50,11 @@ def _is_embedding(v: Value) -> bool:
 
 
 def _reads_wide(user: Value) -> bool:
-    return isinstance(user.op, (Add, Normalize, Rotate, *MOVED))
+    return isinstance(user.op, (Add, ArgMax, Normalize, Rotate, *MOVED))
 
 
 def _wants_width(graph: Graph, v: Value) -> bool:
-    return v in graph.outputs or any(isinstance(u.op, (Normalize, Rotate)) for u in graph.uses[v])
+    return v in graph.outputs or any(isinstance(u.op, (ArgMax, Normalize, Rotate)) for u in graph.uses[v])
 
 
 def _is_stream(graph: Graph, v: Value, wide: set[Value]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -188,7 +189,7 @@ def _concat(e: Expression, w: Writer) -> Written:
     return w.node("QLinearConcat", names, e.result.name, domain=MICROSOFT, axis=perm.index(e.x.op.axis)), perm
 
 
-def _unary(kind: str, e: Expression, w: Writer, perm: Perm | None = None, **attributes: float) -> Written:
+def _unary(kind: str, e: Expression, w: Writer, perm: Perm | None = None, **attributes: Any) -> Written:
     (x,) = e.quantized
     perm = w.layout(x) if perm is None else perm
     return w.node(kind, [*_with_affine(x, perm, w), *_affine(e.result, w)], e.result.name, domain=MICROSOFT, **attributes), perm

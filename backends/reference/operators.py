@@ -137,6 +137,8 @@ def _softmax(op: integer.IntSoftmax, v: Value, x: Array, table: Array) -> Array:
 
 def _argmax(op: ArgMax, v: Value, x: Array) -> Array:
     n = x.shape[op.axis]
+    if op.k > 1:
+        return np.argsort(-x.astype(np.int64), op.axis, kind="stable").take(np.arange(op.k), op.axis)
     index = n - 1 - np.flip(x, op.axis).argmax(op.axis) if op.last else x.argmax(op.axis)
     return np.asarray(np.expand_dims(index, op.axis) if op.keepdims else index, np.int64)
 

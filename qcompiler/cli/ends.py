@@ -1,4 +1,4 @@
-"""Options that put what stands around a network into its program: `--input u8` and `--answer argmax`."""
+"""Options that put what stands around a network into its program: `--input u8`, `--answer argmax` and `--answer topk:N`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,25 @@ if TYPE_CHECKING:
 
 Shapes = dict[str, list[tuple[int, ...]]]
 INPUT_HELP = "what the program takes: u8 are the pixels themselves; --scale, --mean and --std become part of it, --layout is theirs"
-ANSWER_HELP = "what the program gives: scores, or argmax, the index of the greatest (int64)"
+ANSWER_HELP = "what the program gives: scores; argmax, the index of the greatest (int64); or topk:N, the indices of the N greatest"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Scores, or classes: the greatest alone, or `count` of them in order."""
+
+    classes: bool = False
+    count: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Answer:
+        """Of scores, argmax or topk:N; UsageError otherwise."""
+        kind, colon, number = text.partition(":")
+        if kind == "topk" and number.isdecimal() and int(number) > 0:
+            return cls(True, int(number))
+        if colon or kind not in ("scores", "argmax"):
+            raise UsageError(f"expected --answer scores, argmax or topk:N with N from 1 on, found {text!r}")
+        return cls(kind == "argmax")
 
 
 @dataclass(frozen=True)
@@ -29,7 +47,7 @@ class Ends:
     """What was chosen; `quantized` values and `scores` leave the network as it is."""
 
     input: str = "quantized"
-    answer: str = "scores"
+    answer: Answer = Answer()
 
     @property
     def pixels(self) -> bool:
@@ -39,7 +57,7 @@ class Ends:
     @property
     def change(self) -> bool:
         """Whether anything is put into the network."""
-        return self.pixels or self.answer == "argmax"
+        return self.pixels or self.answer.classes
 
     def reading(self, how: Preprocessing) -> Preprocessing:
         """How data for the network itself is read: --layout is that of the program's pixels."""
@@ -56,7 +74,7 @@ class Ends:
             raise UsageError(f"--input u8 takes one shape of each input, found {len(shapes[several])} of '{several}'")
         single = {name: forms[0] for name, forms in shapes.items()}
         network = take_pixels(model, pixels_of(how), single) if self.pixels else model
-        return name_classes(network) if self.answer == "argmax" else network, {} if self.pixels else shapes
+        return name_classes(network, self.answer.count) if self.answer.classes else network, {} if self.pixels else shapes
 
     def data(self, model: str, how: Preprocessing, data: Dataset) -> Dataset:
         """`data` of the network as the program takes it."""
@@ -90,13 +108,13 @@ def ends_options(command: F) -> F:
     """The flags of `Ends`, handed to the command as one argument `ends`."""
 
     def gathered(*args: object, **given: object) -> object:
-        taken = {name: str(given.pop(name)) for name in ("input", "answer")}
-        return command(*args, ends=Ends(**taken), **given)
+        taken, answer = str(given.pop("input")), Answer.parse(str(given.pop("answer")))
+        return command(*args, ends=Ends(taken, answer), **given)
 
     gathered.__doc__ = command.__doc__
     gathered.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     chosen = (
         click.option("--input", type=click.Choice(["quantized", "u8"]), default="quantized", show_default=True, help=INPUT_HELP),
-        click.option("--answer", type=click.Choice(["scores", "argmax"]), default="scores", show_default=True, help=ANSWER_HELP),
+        click.option("--answer", default="scores", show_default=True, metavar="scores|argmax|topk:N", help=ANSWER_HELP),
     )
     return stacked(gathered, chosen)  # type: ignore[return-value]

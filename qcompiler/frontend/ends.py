@@ -54,13 +54,20 @@ def take_pixels(model: onnx.ModelProto | str, pixels: Pixels, shapes: dict[str, 
     return proto
 
 
-def name_classes(model: onnx.ModelProto | str) -> onnx.ModelProto:
-    """`model` with the index of its greatest score, along the last axis, in place of its first output; further outputs are dropped."""
+def name_classes(model: onnx.ModelProto | str, count: int | None = None) -> onnx.ModelProto:
+    """`model` with the index of its greatest score, along the last axis, in place of its first output; further outputs are dropped.
+
+    `count`: the indices of so many, the greatest first.
+    """
     proto = onnx.ModelProto()
     proto.CopyFrom(load_model(model))
     scores = proto.graph.output[0].name
-    result = f"{scores}.argmax"
-    proto.graph.node.append(helper.make_node("ArgMax", [scores], [result], name=result, axis=-1, keepdims=0))
+    result = f"{scores}.argmax" if count is None else f"{scores}.top{count}"
+    if count is None:
+        proto.graph.node.append(helper.make_node("ArgMax", [scores], [result], name=result, axis=-1, keepdims=0))
+    else:
+        proto.graph.initializer.append(numpy_helper.from_array(np.array([count]), f"{result}.k"))
+        proto.graph.node.append(helper.make_node("TopK", [scores, f"{result}.k"], [f"{result}.scores", result], name=result, axis=-1))
     del proto.graph.output[:]
     proto.graph.output.append(helper.make_tensor_value_info(result, TensorProto.INT64, None))
     return proto

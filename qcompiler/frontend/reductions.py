@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from math import prod
 
-from qcompiler.frontend.node import Importers, Node
+from qcompiler.frontend.node import Importers, Node, Unsupported
 from qcompiler.ir import pointwise as pw
 from qcompiler.ir.graph import Value
-from qcompiler.ir.ops import ArgMax, Reduce, Reduction, Reshape, Softmax
+from qcompiler.ir.ops import ArgMax, Gather, Reduce, Reduction, Reshape, Softmax
 
 IMPORTERS = Importers()
 
@@ -81,3 +81,15 @@ def arg_max(node: Node, x: Value) -> Value:
     """Index of the greatest element along an axis."""
     last = bool(node.attributes.get("select_last_index"))
     return node.emit(ArgMax(node.axis(x.type.rank), bool(node.integer("keepdims")), last), x)
+
+
+@IMPORTERS.register("TopK")
+def top_k(node: Node, x: Value, k: Value) -> tuple[Value, Value]:
+    """The greatest elements along an axis, and their indices. The elements themselves are had where there is one row to take them from."""
+    if not node.attributes.get("largest", 1):
+        raise Unsupported("asks for the least elements; negate the operand and ask for the greatest")
+    axis, (count,) = node.axis(x.type.rank), node.static_integers(k, "K")
+    indices = node.emit(ArgMax(axis, k=count), x)
+    if prod(x.shape) != x.shape[axis]:
+        raise Unsupported(f"takes the greatest of several rows ({x.shape} along axis {axis}); only those of one row are supported")
+    return node.emit(Gather(axis), x, node.emit(Reshape((count,)), indices)), indices

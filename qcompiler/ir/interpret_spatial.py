@@ -104,7 +104,10 @@ def reduce_(op: ops.Reduce, xp: Namespace, x: Array) -> Array:
 
 
 def arg_max(op: ops.ArgMax, xp: Namespace, x: Array) -> Array:
-    """Index of the first maximum, or of the last: the first of the flipped operand."""
+    """Indices of the greatest; of one the first maximum, or the last: the first of the flipped operand."""
+    if op.k > 1:
+        order = xp.argsort(-x, axis=op.axis, stable=True)
+        return xp.astype(xp.take(order, xp.arange(op.k), axis=op.axis), xp.int64)
     if not op.last:
         return xp.astype(xp.argmax(x, axis=op.axis, keepdims=op.keepdims), xp.int64)
     turned = xp.argmax(xp.flip(x, axis=op.axis), axis=op.axis, keepdims=op.keepdims)

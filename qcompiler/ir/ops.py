@@ -339,14 +339,21 @@ def reduced_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool)
 
 @dataclass(frozen=True)
 class ArgMax(Op):
-    """Index (int64) of the greatest element along `axis`; among equals the first, or the last where `last`."""
+    """Indices (int64) of the `k` greatest elements along `axis`, the greatest first; among equals the first, or the last where `last`.
+
+    Of several the axis is kept, with `k` elements.
+    """
 
     axis: int
     keepdims: bool = True
     last: bool = False
+    k: int = 1
 
     def infer(self, x: TensorType) -> TensorType:
-        return TensorType(reduced_shape(x.shape, (self.axis,), self.keepdims), DType.i64)
+        if not 1 <= self.k <= x.shape[self.axis] or (self.k > 1 and (self.last or not self.keepdims)):
+            raise ValueError(f"cannot take the {self.k} greatest of {x.shape[self.axis]} elements with keepdims={self.keepdims}, last={self.last}")
+        kept = reduced_shape(x.shape, (self.axis,), self.keepdims)
+        return TensorType(tuple(self.k if self.k > 1 and i == self.axis else d for i, d in enumerate(kept)), DType.i64)
 
 
 @dataclass(frozen=True)

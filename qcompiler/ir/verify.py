@@ -92,7 +92,7 @@ INTEGER_TABLE: Table = {
     ops.Quantize: Legal(ACTIVATION, (FLOAT,)),
     ops.Dequantize: Legal(FLOAT, (EITHER,)),
     ops.Gather: Legal(INTEGER, (INTEGER, INDEX)),
-    ops.ArgMax: Legal(INDEX, (ACTIVATION,)),
+    ops.ArgMax: Legal(INDEX, (EITHER,)),
     integer.IntConv: Legal(WORDS, (ACTIVATION, WEIGHTS, WORDS, EITHER, WORDS)),
     **_each(Legal(WORDS, (ACTIVATION,)), *ACCUMULATING),
     **_each(Legal(WORDS, (EITHER,)), integer.IntSum, integer.IntReduceSum),

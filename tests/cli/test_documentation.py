@@ -75,7 +75,10 @@ def test_every_option_is_documented(run: Run) -> None:
         assert {o for o in options if o not in text} <= {"--threads", "--seconds"}, command
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/cli.md", "docs/numerics.md", "docs/embedding.md", "docs/tutorial.md"])
+NAMING = ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("architecture", "cli", "numerics", "embedding", "tutorial")))
+
+
+@pytest.mark.parametrize("document", NAMING)
 def test_files_that_are_named_exist(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     named = re.findall(r"`((?:qcompiler|passes|backends|runtime|tests|docs|models)/[\w/.]*)`", text)

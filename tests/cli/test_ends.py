@@ -1,4 +1,4 @@
-"""`--input u8` and `--answer argmax` of the command, on images and archives."""
+"""`--input u8` and `--answer` of the command, on images and archives."""
 
 from __future__ import annotations
 
@@ -42,3 +42,19 @@ def test_a_folder_of_images_calibrates_a_program_of_pixels(run: Run, network: Pa
 @pytest.mark.parametrize("options", [("--mean", "1,2"), ("--std", "0")])
 def test_wrong_numbers_are_refused(run: Run, network: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     assert "expected" in failed(run(network, "--input", "u8", *options, "-o", tmp_path / "x"), 2)
+
+
+def test_several_classes_in_order(run: Run, network: Path, calib: Path, evaluation: Path, tmp_path: Path) -> None:
+    for answer in ("scores", "topk:3"):
+        result = run(network, "--calib", calib, "--answer", answer, "-o", tmp_path / answer.replace(":", ""))
+        assert result.exit_code == 0, result.output
+    images = np.load(evaluation)["input"]
+    scores, classes = (next(iter(qcompiler.load(tmp_path / name).run({"input": images}).values())) for name in ("scores", "topk3"))
+    assert classes.shape == (len(images), 3)
+    assert (np.argsort(-scores, 1, kind="stable")[:, :3] == classes).mean() > 0.99
+    assert run("verify", tmp_path / "topk3").exit_code == 0
+
+
+@pytest.mark.parametrize("answer", ["topk", "topk:0", "topk:x", "class", "argmax:2"])
+def test_unknown_answers_are_refused(run: Run, network: Path, tmp_path: Path, answer: str) -> None:
+    assert "expected --answer scores" in failed(run(network, "--answer", answer, "-o", tmp_path / "x"), 2)

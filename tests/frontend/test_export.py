@@ -175,6 +175,7 @@ MOVES: list[Callable[[Value], Value]] = [
     *(lambda x, k=k: apply(ops.Reduce(k, (1, 2)), x, name="v") for k in ops.Reduction),
     *(lambda x, k=k: apply(ops.Reduce(k, (1, 3), keepdims=False), x, name="v") for k in ops.Reduction),
     lambda x: apply(ops.ArgMax(3), x, name="v"),
+    lambda x: apply(ops.ArgMax(1, k=2), x, name="v"),
     lambda x: apply(ops.ArgMax(1, keepdims=False, last=True), x, name="v"),
 ]  # fmt: skip
 

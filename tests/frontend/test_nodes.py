@@ -23,6 +23,8 @@ OLD = "opset 1"
 CAPPED = "softcap"
 LOGITS = "products of queries and keys as a result"
 CACHE = "lengths of a cache of keys and values"
+LEAST = "the least elements"
+ROWS = "the greatest of several rows"
 DIAGONAL = "the diagonal of a matrix"
 
 REFUSED = {
@@ -59,6 +61,8 @@ REFUSED = {
     "identity_sequence": NO_TENSOR,
     "identity_opt": NO_TENSOR,
     "maxpool_with_argmax_2d_precomputed_*": INDICES,
+    "top_k_smallest": LEAST,
+    **dict.fromkeys(("top_k", "top_k_same_values_2d", "top_k_negative_axis", "top_k_uint64"), ROWS),
     "not_[234]d": OLD,
     "resize_*_cubic*": CUBIC,
     "resize_tf_crop_and_resize*": CROP,

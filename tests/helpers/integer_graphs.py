@@ -234,8 +234,8 @@ class Builder:
         self.inputs.append(v)
         return v
 
-    def argmax(self, x: Value, axis: int, keepdims: bool = True, last: bool = False) -> Value:
-        return self.apply(ArgMax(axis, keepdims, last), x)
+    def argmax(self, x: Value, axis: int, keepdims: bool = True, last: bool = False, k: int = 1) -> Value:
+        return self.apply(ArgMax(axis, keepdims, last, k), x)
 
     def transpose(self, x: Value, *perm: int) -> Value:
         return self.apply(Transpose(perm), x)

@@ -180,40 +180,59 @@ class ArgMaxConfig:
     n: int
     step: int
     last: bool
+    k: int
+    advance: int
+    """Bytes from one result to the next."""
     xor: int
+    bits: int
 
 
 def plan_argmax(run: Run, target: Target) -> Iterable[Launch]:
-    """`ArgMax`, to int64."""
+    """`ArgMax`, to int64, of 8 or 16 bits."""
     op, x, y = run.step.producer.op, operands(run)[0], result_of(run)
     assert isinstance(op, ArgMax)
     shape, strides, _ = split_axes((op.axis,), op.keepdims, x, y)
     axes, (read, written) = merged(shape, strides)
-    config = ArgMaxConfig(axes, read, written, x.shape[op.axis], x.layout.strides[op.axis], op.last, stored_xor(x, target))
+    advance = y.layout.strides[op.axis] if op.k > 1 else 0
+    config = ArgMaxConfig(axes, read, written, x.shape[op.axis], x.layout.strides[op.axis], op.last, op.k, advance, stored_xor(x, target), x.bits)
     yield Launch(emit_argmax, config, ("x", "y"), (x.argument, y.argument), run.step.result.name)
 
 
 def stored_xor(x: Operand, target: Target) -> int:
     """What a stored byte is xor-ed with to be an int8 number."""
-    return 0x80 if x.space is Space.arena and target.storage_offset else 0
+    return 0x80 if x.space is Space.arena and target.storage_offset and x.bits == 8 else 0
 
 
 def emit_argmax(k: Kernel, c: ArgMaxConfig) -> None:
-    """The body of a function of ("x", "y")."""
+    """The body of a function of ("x", "y"): one search for each index, of what comes after the element found before."""
     with walk(k, c.shape, (c.x, c.y), k.parameters) as ((x, y), _):
-        state: list[Index] = [Index(k, k.i64(-129)), Index(k, k.i64(0))]
-        with k.loop(c.n, state) as (i, carried):
-            value = load_number(k, x + i * c.step, c.xor)
-            better = k.b.icmp_signed(">=" if c.last else ">", value.ir, carried[0].ir)
-            carried[0], carried[1] = chosen(k, better, value, carried[0]), chosen(k, better, Index(k, k.i64(i)), carried[1])
-        k.b.store(carried[1].ir, y.ir, align=1)
+        before = Index(k, k.i64(BEYOND)), Index(k, k.i64(-1))
+        with k.loop(c.k, list(before)) as (rank, found):
+            found[0], found[1] = _greatest(k, c, x, (found[0], found[1]))
+            k.b.store(found[1].ir, (y + rank * c.advance).ir, align=1)
 
 
-def load_number(k: Kernel, p: Ptr, xor: int) -> Index:
-    """One int8 number as a 64-bit integer."""
-    octet = ir.IntType(8)
-    stored = k.b.load(p.ir, align=1, typ=octet)
-    return Index(k, k.b.sext(k.b.xor(stored, ir.Constant(octet, xor)), ir.IntType(64)))
+def _greatest(k: Kernel, c: ArgMaxConfig, x: Ptr, before: tuple[Index, Index]) -> tuple[Index, Index]:
+    """The greatest element and its index, of those that order by (value descending, index ascending) places behind `before`."""
+    with k.loop(c.n, [Index(k, k.i64(-BEYOND)), Index(k, k.i64(0))]) as (i, carried):
+        value, index = load_number(k, x + i * c.step, c.xor, c.bits), Index(k, k.i64(i))
+        better = k.b.icmp_signed(">=" if c.last else ">", value.ir, carried[0].ir)
+        if c.k > 1:
+            equal, later = k.b.icmp_signed("==", value.ir, before[0].ir), k.b.icmp_signed(">", index.ir, before[1].ir)
+            behind = k.b.or_(k.b.icmp_signed("<", value.ir, before[0].ir), k.b.and_(equal, later))
+            better = k.b.and_(better, behind)
+        carried[0], carried[1] = chosen(k, better, value, carried[0]), chosen(k, better, index, carried[1])
+    return carried[0], carried[1]
+
+
+BEYOND = 1 << 16  # further from zero than what 16 bits hold
+
+
+def load_number(k: Kernel, p: Ptr, xor: int, bits: int = 8) -> Index:
+    """One number of 8 or 16 bits as a 64-bit integer."""
+    kind = ir.IntType(bits)
+    stored = k.b.load(p.ir, align=1, typ=kind)
+    return Index(k, k.b.sext(k.b.xor(stored, ir.Constant(kind, xor)), ir.IntType(64)))
 
 
 def chosen(k: Kernel, condition: Any, a: Index, b: Index) -> Index:

@@ -86,7 +86,7 @@ def scratch_of(target: Target) -> Callable[[Step], int]:
     return scratch
 
 
-NARROW = (IntConv, IntMul, IntMatMul, IntSumPool, IntResize, IntSoftmax, Lookup, ArgMax)
+NARROW = (IntConv, IntMul, IntMatMul, IntSumPool, IntResize, IntSoftmax, Lookup)
 """What takes operands of 8 bits alone."""
 
 

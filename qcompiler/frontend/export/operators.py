@@ -283,6 +283,10 @@ def _reduce(op: ops.Reduce, v: Value, w: Writer) -> None:
 def _arg_max(op: ops.ArgMax, v: Value, w: Writer) -> None:
     x = v.inputs[0]
     perm = w.layout(x)
+    if op.k > 1:
+        axis, count = perm.index(op.axis), w.integers([op.k], f"{v.name}_k")
+        w.place(v, w.node("TopK", [w.read(x), count], v.name, skipped=1, axis=axis), perm)
+        return
     attributes: dict[str, Any] = {"axis": perm.index(op.axis), "keepdims": int(op.keepdims), "select_last_index": int(op.last)}
     w.place(v, w.node("ArgMax", [w.read(x)], v.name, **attributes), reduced_layout(perm, (op.axis,), op.keepdims))
 

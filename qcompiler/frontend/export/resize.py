@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ class ResizeMode:
     coordinates: str
     rounding: str = "floor"
 
-    def attributes(self) -> dict[str, str]:
+    def attributes(self) -> dict[str, Any]:
         """As keyword arguments of `make_node`."""
         nearest = {"nearest_mode": self.rounding} if self.mode == "nearest" else {}
         return {"mode": self.mode, "coordinate_transformation_mode": self.coordinates, **nearest}

@@ -80,11 +80,12 @@ class Writer:
         self._taken.add(name)
         return name
 
-    def node(self, kind: str, inputs: Sequence[str], name: str, domain: str = "", **attributes: Any) -> str:
-        """Append a node with one result; the result's ONNX name, made from `name`."""
+    def node(self, kind: str, inputs: Sequence[str], name: str, domain: str = "", skipped: int = 0, **attributes: Any) -> str:
+        """Append a node with one result, `skipped` others before it that nothing reads; the result's ONNX name, made from `name`."""
         out = self.fresh(name)
         self.domains.add(domain)
-        self.nodes.append(helper.make_node(kind, list(inputs), [out], name=out, domain=domain, **attributes))
+        unread = [self.fresh(f"{name}_unread") for _ in range(skipped)]
+        self.nodes.append(helper.make_node(kind, list(inputs), [*unread, out], name=out, domain=domain, **attributes))
         return out
 
     def tensor(self, data: NDArray[np.generic], name: str) -> str:
