@@ -87,7 +87,26 @@ def partition(graph: Graph, declined: Declined | None = None) -> tuple[Step, ...
         step = _step_ending_in(v, graph, declined)
         fused.update(step.values)
         steps.append(step)
+        _why_not_pointwise(step, graph, declined)
     return min_memory_order(steps[::-1], program_outputs(graph))
+
+
+def _why_not_pointwise(step: Step, graph: Graph, declined: Declined) -> None:
+    """Why a depthwise convolution and the pointwise one after it are two kernels."""
+    if not _is_depthwise(step.producer):
+        return
+    readers = [u for u in graph.uses[step.result] if not isinstance(u.op, Dequantize)]
+    if len(readers) != 1 or graph.only_use(step.result) is None:
+        why = f"{step.result.name} has several users or is an output"
+    elif not isinstance(readers[0].op, IntConv) or readers[0].inputs[1].shape[1:3] != (1, 1):
+        why = f"its reader {readers[0].name} is no pointwise convolution"
+    else:
+        why = f"a kernel has one convolution; {step.result.type.nbytes} bytes lie between it and {readers[0].name}"
+    declined(step.producer, f"depthwise convolution is not fused with the one after it: {why}")
+
+
+def _is_depthwise(v: Value) -> bool:
+    return isinstance(v.op, IntConv) and v.op.groups == v.inputs[1].shape[0] > 1
 
 
 def _computed(graph: Graph) -> tuple[Value, ...]:
@@ -121,6 +140,8 @@ def _continues(v: Value, graph: Graph, declined: Declined) -> Value | None:
             return v.inputs[0] if _accepts(v.inputs[0], v, graph, declined) else None
         case IntSum() if len(v.inputs) == 2 and graph.only_use(v) is not None:
             return _residual_host(v, graph, declined)
+        case IntSum() if len(v.inputs) > 2:
+            declined(v, f"addition is a kernel of its own: it has {len(v.inputs)} operands")
         case IntAdd():
             return _residual_host(v, graph, declined)
     return None
@@ -136,7 +157,9 @@ def _accepts(host: Value, v: Value, graph: Graph, declined: Declined) -> bool:
     """Whether pointwise `v` may run in the epilogue of the step that computes `host`."""
     kind = type(v.op).__name__
     if not isinstance(host.op, (Requantize, Clamp, Lookup)) or _is_channel_lookup(host):
-        return False  # data movement has no epilogue: `v` is a kernel of its own
+        if not isinstance(host.op, (Input, Quantize)):
+            declined(v, f"{kind} is not fused: {type(host.op).__name__} {host.name} has no epilogue")
+        return False
     if _is_channel_lookup(v):
         declined(v, "Lookup is not fused: it has a table per channel")
         return False
@@ -160,6 +183,8 @@ def _host_of(v: Value) -> Value | None:
 def _residual_host(v: Value, graph: Graph, declined: Declined) -> Value | None:
     """The operand of addition `v` whose convolution takes the addition into its epilogue: the one computed last."""
     pairs = [(x, other) for x, other in (v.inputs, v.inputs[::-1]) if _is_convolved(x)]
+    if not pairs:
+        declined(v, "addition is a kernel of its own: no operand comes straight from a convolution that has room for it")
     problems = {x: _why_not_add(x, other, v, graph) for x, other in pairs}
     hosts = [x for x, problem in problems.items() if problem is None]
     if not hosts:

@@ -146,3 +146,32 @@ def test_steps_cover_each_value_once_and_come_after_their_operands():
     for s in steps:
         assert set(s.operands) <= done
         done.add(s.result)
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        (lambda b, y: [b.conv(y, 6)], "a kernel has one convolution; 64 bytes lie between it and"),
+        (lambda b, y: [b.conv(y, 6, (3, 3))], "is no pointwise convolution"),
+        (lambda b, y: [b.max_pool(y, (2, 2))], "is no pointwise convolution"),
+        (lambda b, y: [b.conv(y, 6), b.conv(y, 5)], "has several users or is an output"),
+        (lambda b, y: [y], "has several users or is an output"),
+    ],
+)
+def test_depthwise_convolutions_say_why_they_stay_alone(after, expected: str) -> None:
+    b, declined = Builder(), Declined()
+    depthwise = b.conv(b.input(1, 4, 4, 4), 4, groups=4)
+    partition(b.graph(*after(b, depthwise)), declined)
+    assert [r for r in declined.reasons if "depthwise" in r[1]] == [
+        (depthwise.inputs[0].name, next(r for _, r in declined.reasons if r.startswith("depthwise") and expected in r))
+    ]
+
+
+def test_kernels_without_an_epilogue_and_additions_without_a_convolution_are_named() -> None:
+    b, declined = Builder(), Declined()
+    x, y = b.max_pool(b.input(1, 4, 4, 4), (2, 2)), b.max_pool(b.input(1, 4, 4, 4), (2, 2))
+    partition(b.graph(b.clamp(b.reshape(x, 36)), b.add(x, y), b.add(x, y, x)), declined)
+    told = reasons(declined)
+    assert "Clamp is not fused: Reshape " in told
+    assert "no operand comes straight from a convolution" in told
+    assert "it has 3 operands" in told
