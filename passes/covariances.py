@@ -48,7 +48,7 @@ def covariances(graph: Graph, samples: Sequence[Feeds]) -> dict[Value, Floats]:
     return {v: moments.covariance() for v, moments in sums.items() if moments.count}
 
 
-def windows(v: Value, x: NDArray[np.floating]) -> Floats:
+def windows(v: Value, x: NDArray[np.floating]) -> NDArray[np.float32]:
     """Some windows of x [N,H,W,C] under convolution `v`: [groups, n, K]."""
     op, w = v.op, v.inputs[1].shape
     assert isinstance(op, Conv)
@@ -61,7 +61,7 @@ def windows(v: Value, x: NDArray[np.floating]) -> Floats:
     picked = np.arange(step // 2, n * oh * ow, step)
     rows = every[np.unravel_index(picked, (n, oh, ow))]  # [picked, C, kh, kw]
     grouped = rows.reshape(len(picked), op.groups, -1, *w[1:3]).transpose(1, 0, 3, 4, 2)
-    return grouped.reshape(op.groups, len(picked), -1).astype(np.float64)
+    return np.ascontiguousarray(grouped.reshape(op.groups, len(picked), -1), np.float32)
 
 
 class _Moments:
@@ -72,11 +72,11 @@ class _Moments:
         self.sum: Floats | float = 0.0
         self.products: Floats | float = 0.0
 
-    def add(self, x: Floats) -> None:
-        """Windows [groups, n, K]."""
+    def add(self, x: NDArray[np.float32]) -> None:
+        """Windows [groups, n, K]. Sums over one sample have some hundred terms: single precision does."""
         self.count += x.shape[1]
-        self.sum = self.sum + x.sum(1)
-        self.products = self.products + x.transpose(0, 2, 1) @ x
+        self.sum = self.sum + x.sum(1, dtype=np.float64)
+        self.products = self.products + (x.transpose(0, 2, 1) @ x).astype(np.float64)
 
     def covariance(self) -> Floats:
         """Shrunk towards a multiple of the identity by K / n: what n windows say of K^2 numbers is worth that much less."""

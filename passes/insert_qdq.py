@@ -22,6 +22,7 @@ from .quantize_weights import quantize_weights
 from .residuals import Residual, fine_quantization, fine_streams, is_exact, residuals
 from .scheme import PLAIN, Scheme
 from .storage_points import is_movement, is_stored, sharing_groups
+from .weight_grid import Grouping, has_groups
 
 SOFTMAX = Quantization.per_tensor(1 / 256, -128)
 """The quantization of probabilities, fixed: scale 1/256 reaches [0, 255/256]."""
@@ -114,6 +115,7 @@ class _Inserter:
     widths: Mapping[Value, int]
     scheme: Scheme = PLAIN
     stored_errors: Mapping[Value, NDArray[np.floating]] | None = None
+    weight_groups: bool = False
 
     def __post_init__(self) -> None:
         candidates = residuals(self.graph)
@@ -174,10 +176,22 @@ class _Inserter:
             residual = None  # added after the requantization to 16 bits
         mean, covariance = self.means.get(v.inputs[0]), self.covariances.get(v)
         error = (self.stored_errors or {}).get(v.inputs[0])
-        made = quantize_weights(w.op.data, bias_data, xq, self._result(v), mean, residual, covariance, self.widths.get(v, 8), self.scheme, error)
+        made = quantize_weights(
+            w.op.data,
+            bias_data,
+            xq,
+            self._result(v),
+            mean,
+            residual,
+            covariance,
+            self.widths.get(v, 8),
+            self.scheme,
+            error,
+            _grouping(v, self.weight_groups),
+        )
         for channel in made.raised:
             self.declined(v, f"the weight scale of output channel {channel} was raised so that bias and accumulator fit")
-        wq = TensorType(w.shape, DType.i8, self._of_channels(made.scale, self.widths.get(v, 8)))
+        wq = TensorType(w.shape, DType.i8, self._of_channels(made.scale, made.bits))
         bq = TensorType(made.bias.shape, DType.i32, self._of_channels(made.scale * xq.scale[0], 32))
         name = bias.name if bias is not None else f"{v.name}.bias"
         return [x, _dequantized(made.weights, wq, w.name), _dequantized(made.bias, bq, name)]
@@ -195,6 +209,14 @@ class _Inserter:
         if user is not None and isinstance(user.op, Quantize):
             return user.op.type.quant
         return self.quant.get(stored)
+
+
+def _grouping(v: Value, weight_groups: bool) -> Grouping:
+    """How the weights of the convolution `v` share scales where they have few bits."""
+    assert isinstance(v.op, Conv)
+    if v.op.groups > 1:
+        return Grouping.shifted if v.inputs[1].shape[3] == 1 else Grouping.none
+    return Grouping.multiplied if weight_groups and has_groups(v.inputs[1].shape) else Grouping.none
 
 
 def _source(v: Value) -> Value:
@@ -241,6 +263,7 @@ def insert_qdq(
     widths: Mapping[Value, int] | None = None,
     scheme: Scheme = PLAIN,
     stored_errors: Mapping[Value, NDArray[np.floating]] | None = None,
+    weight_groups: bool = False,
 ) -> Graph:
     """The Q/DQ graph. `quantization` holds every stored value (see `share`); `means`, E[x] per channel of the last axis, corrects biases,
     and so do `stored_errors` (E[Q(x) - x]).
@@ -248,7 +271,9 @@ def insert_qdq(
     A convolution whose residual is added in the accumulator is not quantized itself; `spell_out` quantizes it all the same,
     for tools that know only operators between tensors of 8 bits, and so knows no fine streams.
     `covariances` of the inputs of convolutions make rounding of second order;
-    `widths` are the bits of convolutions' weights, 8 where not given.
+    `widths` are the bits of convolutions' weights, 8 where not given; those of few bits share multipliers with `weight_groups`.
     """
     reasons = declined if declined is not None else Declined()
-    return _Inserter(graph, quantization, means or {}, covariances or {}, reasons, spell_out, widths or {}, scheme, stored_errors).run()
+    return _Inserter(
+        graph, quantization, means or {}, covariances or {}, reasons, spell_out, widths or {}, scheme, stored_errors, weight_groups
+    ).run()

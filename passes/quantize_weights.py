@@ -4,6 +4,7 @@
 
 Below 7 bits S_o is smaller and the greatest weights are clipped (`least_error_scale`). A `Scheme` may ask for one scale, or for powers of two,
 of which the next finer one is tried too.
+Of at most 4 bits, weights are multiples of S_o by group, or shifted (`weight_grid`).
 
 Rounding is to the nearest, or of second order where the covariance of the inputs is known (`round_weights`).
 
@@ -20,7 +21,7 @@ rounding weights shifts the mean of the output by (W_q S - W) E[x]; the bias tak
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,9 @@ from numpy.typing import NDArray
 from qcompiler.ir.types import Quantization
 from qcompiler.numerics.requantize import FRACTION_BITS, MAX_RIGHT_SHIFT
 
-from .round_weights import round_weights
+from .round_weights import SWEEPS, round_weights
 from .scheme import PLAIN, Scheme, next_power
+from .weight_grid import NARROW, Grid, Grouping, even_grid, grouped_grid, shifted_grid
 
 Array = NDArray[np.floating]
 MAX_BIAS = 1 << 30
@@ -39,6 +41,8 @@ FRACTIONS = np.linspace(1.0, 0.4, 31)
 """Of the greatest weight, where narrow weights may be clipped."""
 HALVES = np.array([1.0, 0.5, 0.25])
 """Of a power of two that reaches the greatest weight."""
+WIDE = 7
+"""From so many bits on, weights are not clipped, and rounding of second order goes over them once."""
 RAISED = 1.25
 """A scale is reported as raised from this factor on."""
 
@@ -51,6 +55,8 @@ class QuantizedWeights:
     scale: NDArray[np.float64]
     bias: NDArray[np.int32]
     raised: tuple[int, ...]
+    bits: int = 8
+    """That the integers need."""
 
 
 def quantize_weights(
@@ -64,27 +70,52 @@ def quantize_weights(
     bits: int = 8,
     scheme: Scheme = PLAIN,
     stored_error: Array | None = None,
+    grouping: Grouping = Grouping.none,
 ) -> QuantizedWeights:
     """Weights [O,kh,kw,C/groups] read by an operand of quantization `x`; `out` is the result's quantization where known.
 
     Where `mean`, E[x] per input channel [C], is given, the bias is corrected, and where `stored_error`, E[Q(x) - x], is, by that too;
-    where `covariance` is (see `covariances`), rounding is of second order.
+    where `covariance` is (see `covariances`), rounding is of second order. `grouping` is that of few bits.
     """
     w = weights.astype(np.float64)
     b = np.zeros(w.shape[0]) if bias is None else bias.astype(np.float64)
-    own = least_error_scale(w, bits, covariance, scheme)
-    scale = _within(scheme, np.maximum(own, _least_scale(w, b, x, out, scheme)))
+    own = grid_of(w, bits, covariance, scheme, grouping)
+    scale = _within(scheme, np.maximum(own.scale, _least_scale(w, b, x, out, scheme)))
     if residual is not None:
         unit = residual.scale[0] / x.scale[0]
         scale = unit / residual_multipliers(unit / scale, scheme)
-    greatest = (1 << (bits - 1)) - 1
-    q = np.clip(np.rint(w / scale.reshape(-1, 1, 1, 1)), -greatest, greatest) if covariance is None else round_weights(w, scale, covariance, greatest)
+    grid = replace(own, scale=scale)
+    flat = w.reshape(len(w), -1) / scale[:, None]
+    q = grid.nearest(flat).reshape(w.shape) if covariance is None else round_weights(w, grid, covariance, SWEEPS if bits < WIDE else 0)
     if mean is not None:
         b = b - _mean_shift(q * scale.reshape(-1, *[1] * (w.ndim - 1)) - w, mean)
     if stored_error is not None:
         b = b - _mean_shift(q * scale.reshape(-1, *[1] * (w.ndim - 1)), stored_error)
-    raised = tuple(int(i) for i in np.flatnonzero((scale > own * RAISED) & (own > 0)))
-    return QuantizedWeights(q.astype(np.int8), scale, np.rint(b / (x.scale[0] * scale)).astype(np.int32), raised)
+    raised = tuple(int(i) for i in np.flatnonzero((scale > own.scale * RAISED) & (own.scale > 0)))
+    integers = np.rint(b / (x.scale[0] * scale)).astype(np.int32)
+    return QuantizedWeights(q.astype(np.int8), scale, integers, raised, max(bits, grid.reach.bit_length() + 1))
+
+
+def grid_of(
+    w: NDArray[np.float64], bits: int, covariance: NDArray[np.float64] | None, scheme: Scheme = PLAIN, grouping: Grouping = Grouping.none
+) -> Grid:
+    """What the weights [O,kh,kw,C/groups] may become."""
+    flat, greatest = w.reshape(len(w), -1), (1 << (bits - 1)) - 1
+    if bits <= NARROW and scheme == PLAIN:
+        h = np.array(np.broadcast_to(input_variances(flat, covariance), flat.shape))
+        if grouping is Grouping.shifted:
+            return shifted_grid(flat, h, bits)
+        if grouping is Grouping.multiplied:
+            return grouped_grid(flat, h, greatest)
+    return even_grid(least_error_scale(w, bits, covariance, scheme), flat.shape[1], greatest)
+
+
+def input_variances(flat: NDArray[np.float64], covariance: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """h for rows [O, K], or ones."""
+    if covariance is None:
+        return np.ones((1, flat.shape[1]))
+    h = np.diagonal(covariance, axis1=1, axis2=2)
+    return np.repeat(h, len(flat) // len(h), 0)
 
 
 def least_error_scale(w: NDArray[np.float64], bits: int, covariance: NDArray[np.float64] | None, scheme: Scheme = PLAIN) -> NDArray[np.float64]:
@@ -96,10 +127,9 @@ def least_error_scale(w: NDArray[np.float64], bits: int, covariance: NDArray[np.
     greatest = (1 << (bits - 1)) - 1
     flat = w.reshape(w.shape[0], -1)
     full = _within(scheme, np.abs(flat).max(1) / greatest)
-    if (bits >= 7 and scheme.per_channel and not scheme.power_of_two) or not full.any():
+    if (bits >= WIDE and scheme.per_channel and not scheme.power_of_two) or not full.any():
         return full
-    h = np.ones((1, flat.shape[1])) if covariance is None else np.diagonal(covariance, axis1=1, axis2=2)
-    h = np.repeat(h, len(flat) // len(h), 0)
+    h = input_variances(flat, covariance)
     tried = np.stack([full * f for f in (HALVES if scheme.power_of_two else FRACTIONS)])
     safe = np.where(tried > 0, tried, 1.0)
     errors = np.stack([(h * (flat - s[:, None] * np.clip(np.rint(flat / s[:, None]), -greatest, greatest)) ** 2).sum(1) for s in safe])

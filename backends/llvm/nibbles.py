@@ -9,12 +9,18 @@ A form that adds products up in 32 bits at once multiplies by p as it is. With s
 One shift for two registers of weights, and three instructions for two registers of results. The 16-bit sums of `Chained` forms have
 no room for a factor of 16. There p is taken apart first: on x86, which has no shifts of bytes, it holds a + 8 and b + 8, from which 8 is
 subtracted; elsewhere a and b modulo 16.
+
+Integers that are multiples, m_og q of one m in 1 .. 16 for each channel and `MULTIPLE` weights along K (`passes/weight_grid.py`), are stored as the
+nibbles of q and a byte for m. Nothing says so but the integers: m is their greatest common divisor.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qcompiler.passes.weight_grid import GROUP as MULTIPLE
+from qcompiler.passes.weight_grid import has_groups
 
 from .dot import Chained, Dot, Maddubs
 from .dsl import Kernel, Ptr, Val, join
@@ -27,6 +33,33 @@ MOST_PRODUCTS = (1 << 31) // (255 * 119)
 def fit(w: NDArray[np.generic]) -> bool:
     """Whether weights [O, ...] may be stored so."""
     return bool(np.abs(w.astype(np.int16)).max(initial=0) <= LARGEST) and w[0].size < MOST_PRODUCTS
+
+
+def divisors(w: NDArray[np.generic]) -> NDArray[np.int64]:
+    """m [..., groups] of rows [..., K]: what all the weights of a group are multiples of; 1 for zeros."""
+    padded = np.pad(w.astype(np.int64), (*[(0, 0)] * (w.ndim - 1), (0, -w.shape[-1] % MULTIPLE)))
+    return np.maximum(np.gcd.reduce(padded.reshape(*w.shape[:-1], -1, MULTIPLE), -1), 1)
+
+
+def fit_multiples(w: NDArray[np.generic]) -> bool:
+    """Whether weights [O, kh, kw, C] are nibbles times a number for each group."""
+    if not has_groups(w.shape):
+        return False
+    rows = w.reshape(len(w), -1)
+    m = np.repeat(divisors(rows), MULTIPLE, 1)[:, : rows.shape[1]]
+    return bool((np.abs(rows.astype(np.int64)) <= LARGEST * m).all())
+
+
+def pack_bytes(w: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Registers [2 n, bytes] in pairs [n, bytes], for `load_bytes`."""
+    a, b = w[::2].astype(np.int16) + 8, w[1::2].astype(np.int16) + 8
+    return (b << 4 | a).astype(np.uint8).view(np.int8)
+
+
+def load_bytes(k: Kernel, p: Ptr) -> tuple[Val, Val]:
+    """The two registers of weights that lie in the one at `p`."""
+    pair, four, low, eight = k.load(p, 8), k.splat(4, 8), k.splat(15, 8), k.splat(8, 8)
+    return pair.map(k.b.and_, low) - eight, pair.map(k.b.lshr, four) - eight
 
 
 def pack(w: NDArray[np.int8], dot: Dot) -> NDArray[np.int8]:

@@ -112,10 +112,22 @@ class Builder:
         return self.apply(Requantize(quantized(acc.shape, self.quant(zero_point)), lo, hi), acc, shift, q)
 
     def conv_acc(
-        self, x: Value, out: int, kernel=(1, 1), strides=(1, 1), pads=((0, 0), (0, 0)), dilations=(1, 1), groups: int = 1, reach: int = 127
+        self,
+        x: Value,
+        out: int,
+        kernel=(1, 1),
+        strides=(1, 1),
+        pads=((0, 0), (0, 0)),
+        dilations=(1, 1),
+        groups: int = 1,
+        reach: int = 127,
+        most: int = 1,
     ) -> Value:
-        """`reach` is the greatest weight."""
+        """`reach` is the greatest weight; every 32 of a channel along K are multiplied by a number up to `most`."""
         w = self.rng.integers(-reach, reach + 1, (out, *kernel, x.shape[3] // groups)).astype(np.int8)
+        if most > 1:
+            shared = self.rng.integers(1, most + 1, (out, -(-w[0].size // 32)))
+            w = (w * np.repeat(shared, 32, 1)[:, : w[0].size].reshape(w.shape)).astype(np.int8)
         bias = self.rng.integers(-2000, 2000, out) - x.type.quant.zero_point[0] * w.astype(np.int64).sum((1, 2, 3))
         op = IntConv(strides, pads, dilations, groups)
         return self.apply(op, x, self.const(w), self.const(bias.astype(np.int32)))
@@ -123,7 +135,7 @@ class Builder:
     def conv(self, x: Value, out: int, kernel=(1, 1), per_channel: bool = True, zero_point: int | None = None, lo=-128, hi=127, **kw) -> Value:
         acc = self.conv_acc(x, out, kernel, **kw)
         size = kernel[0] * kernel[1] * x.shape[3] // kw.get("groups", 1)
-        spread = 6000.0 * size**0.5 * kw.get("reach", 127) / 127
+        spread = 6000.0 * size**0.5 * kw.get("reach", 127) * kw.get("most", 1) / 127
         return self.requantize(acc, spread, zero_point, lo, hi, out if per_channel else 0)
 
     def residual_conv(self, x: Value, r: Value, kernel=(1, 1), **kw) -> Value:

@@ -12,8 +12,9 @@ from qcompiler.ir.ops import Input
 from qcompiler.ir.types import Quantization, quantized
 from qcompiler.numerics import attention
 from qcompiler.passes.lower_sequence import HIDDEN, bias_in_units
-from qcompiler.passes.quantize_weights import FRACTIONS, least_error_scale
+from qcompiler.passes.quantize_weights import FRACTIONS, grid_of, least_error_scale
 from qcompiler.passes.requantization import requantized
+from qcompiler.passes.weight_grid import Grouping
 
 RNG = np.random.default_rng(11)
 
@@ -46,6 +47,31 @@ def test_never_worse_than_the_scale_of_the_greatest_weight(bits: int, groups: in
 def test_wide_weights_are_not_clipped(bits: int) -> None:
     w = RNG.standard_t(3, (6, 1, 1, 40))
     np.testing.assert_array_equal(least_error_scale(w, bits, None), np.abs(w).reshape(6, -1).max(1) / ((1 << (bits - 1)) - 1))
+
+
+@pytest.mark.parametrize("grouping", [Grouping.multiplied, Grouping.shifted])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_grids_come_closer_and_stay_in_range(grouping: Grouping, bits: int) -> None:
+    """Than one step per channel does; channels whose groups differ in range, and one that is dead."""
+    k = 9 if grouping is Grouping.shifted else 150
+    w = RNG.normal(size=(12, 1, 1, k)) * np.exp(RNG.normal(size=(12, 1, 1, -(-k // 32))).repeat(32, 3)[..., :k])
+    w[3] = 0
+    flat = w.reshape(12, -1)
+    even, grid = (grid_of(w, bits, None, grouping=g) for g in (Grouping.none, grouping))
+    errors = [
+        ((np.where(g.scale > 0, g.scale, 1.0)[:, None] * g.nearest(flat / np.where(g.scale > 0, g.scale, 1.0)[:, None]) - flat) ** 2).sum()
+        for g in (even, grid)
+    ]
+    assert errors[1] < 0.8 * errors[0]
+    assert grid.reach <= 127
+    assert (grid.high - grid.low < 1 << bits).all()
+    assert grid.scale[3] == 0
+    if grouping is Grouping.multiplied:
+        assert (grid.multipliers[:, :128].reshape(12, 4, 32) == grid.multipliers[:, :128:32, None]).all()
+        assert grid.multipliers.max() > 1
+    else:
+        assert (grid.low <= 0).all()
+        assert (grid.high >= 0).all()
 
 
 def test_a_dead_channel_has_no_scale() -> None:

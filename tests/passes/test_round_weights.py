@@ -14,6 +14,7 @@ from qcompiler.passes.calibrate.statistics import observe
 from qcompiler.passes.covariances import covariances, windows
 from qcompiler.passes.relax_clips import relax_clips
 from qcompiler.passes.round_weights import round_weights
+from qcompiler.passes.weight_grid import even_grid
 
 RNG = np.random.default_rng(3)
 
@@ -32,21 +33,33 @@ def test_correlated_inputs_make_second_order_rounding_better(groups: int) -> Non
     mixing = RNG.normal(size=(groups, k, k)) / np.sqrt(k) + 2.0
     h = mixing @ mixing.transpose(0, 2, 1)
     scale = np.abs(w).reshape(8, -1).max(1) / 7
-    q = round_weights(w, scale, h, 7)
+    q = round_weights(w, even_grid(scale, k, 7), h)
     assert np.array_equal(q, np.rint(q))
     assert np.abs(q).max() <= 7
     plain = np.rint(w / scale.reshape(-1, 1, 1, 1))
     assert output_error(w, q, scale, h) < 0.5 * output_error(w, plain, scale, h)
 
 
+def test_descent_comes_closer_and_ends_where_no_weight_wants_to_move() -> None:
+    w = RNG.normal(size=(40, 1, 1, 90))
+    mixing = RNG.normal(size=(1, 90, 90)) / 9
+    h, grid = mixing @ mixing.transpose(0, 2, 1), even_grid(np.abs(w).reshape(40, -1).max(1) / 7, 90, 7)
+    found = [round_weights(w, grid, h, sweeps) for sweeps in (0, 1, 4, 50)]
+    errors = [output_error(w, q, grid.scale, h) for q in found]
+    assert errors[1] < errors[0]
+    assert errors[3] <= errors[2] * 1.01
+    assert np.array_equal(found[3], round_weights(w, grid, h, 51))
+    assert np.abs(found[3]).max() <= 7
+
+
 def test_uncorrelated_inputs_are_rounded_to_the_nearest() -> None:
     w, scale = RNG.normal(size=(4, 1, 1, 6)), np.full(4, 0.1)
-    assert np.array_equal(round_weights(w, scale, np.eye(6)[None], 127), np.rint(w / 0.1))
+    assert np.array_equal(round_weights(w, even_grid(scale, 6, 127), np.eye(6)[None]), np.rint(w / 0.1))
 
 
 def test_silent_inputs_do_no_harm() -> None:
     w, scale = RNG.normal(size=(4, 1, 1, 6)), np.full(4, 0.1)
-    assert np.array_equal(round_weights(w, scale, np.zeros((1, 6, 6)), 127), np.rint(w / 0.1))
+    assert np.array_equal(round_weights(w, even_grid(scale, 6, 127), np.zeros((1, 6, 6))), np.rint(w / 0.1))
 
 
 @pytest.mark.parametrize("groups", [1, 4])

@@ -94,7 +94,7 @@ def plan_conv(run: Run, target: Target) -> Iterable[Launch]:
         weights = pack_weights(w, config, target)
     where: Argument = Data(weights)
     if run.scratch is not None:
-        parts, where = parts_of(config), Address.of(run.scratch)
+        parts, where = parts_of(config, w), Address.of(run.scratch)
         packed = Data(pack_parts(weights, parts, target))
         yield Launch(emit_unpack, parts, UNPACK_PARAMETERS, (packed, where), run.step.result.name)
     given = arguments(run, shape, where, pack_constants(data, config, target), data.tables)

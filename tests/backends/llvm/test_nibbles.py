@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from integer_graphs import Builder
+from kernel_program import KernelProgram, here
 
+from qcompiler.backends import reference
+from qcompiler.backends.certificate import certify
 from qcompiler.backends.image import flatten
 from qcompiler.backends.llvm import nibbles
 from qcompiler.backends.llvm.dot import FORMS
@@ -18,11 +21,11 @@ from qcompiler.passes.quantize_weights import quantize_weights
 SAME = ((1, 1), (1, 1))
 
 
-def compiled(target: str, reach: int, pixels: int) -> ObjectCode:
+def compiled(target: str, reach: int, pixels: int, most: int = 1) -> ObjectCode:
     """A dense layer and a convolution of 3 x 3, of so many pixels."""
     b = Builder()
-    x = b.conv(b.input(1, 1, pixels, 256), 192, reach=reach)
-    return compile_object(b.graph(b.conv(x, 130, (3, 3), pads=SAME, reach=reach)), TARGETS[target])
+    x = b.conv(b.input(1, 1, pixels, 256), 192, reach=reach, most=most)
+    return compile_object(b.graph(b.conv(x, 130, (3, 3), pads=SAME, reach=reach, most=most)), TARGETS[target])
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -36,6 +39,46 @@ def test_four_bits_take_half_the_bytes(target: str, pixels: int) -> None:
     images = [len(flatten(code.object).data) for code in (wide, narrow)]
     assert images[0] - images[1] > 0.45 * weights
     assert compiled(target, 8, pixels).interface.weights_size > weights
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("pixels", [1, 40])
+def test_multipliers_of_groups_take_a_byte_each(target: str, pixels: int) -> None:
+    """And where products are chained, a table of places for each block: of 16 weights along K and more for each byte of it."""
+    wide, narrow = (compiled(target, *kind) for kind in ((127, pixels), (7, pixels, 16)))
+    weights = 256 * 192 + 9 * 192 * 130
+    saved = wide.interface.weights_size - narrow.interface.weights_size
+    assert 0.34 * weights < saved < 0.6 * weights
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("c", [16, 40, 64])
+def test_nibbles_with_multipliers_are_exact(target: str, c: int) -> None:
+    """Whole groups of 32 along K and a rest; one pixel and several; blocks that are not full; reference and kernel to the bit."""
+    b = Builder()
+    made = [b.conv(b.input(1, 1, pixels, c), n, reach=7, most=16) for pixels in (1, 9) for n in (5, 37, 130)]
+    made += [
+        b.conv(b.input(1, 5, 6, 48), 37, (3, 3), pads=SAME, reach=7, most=16),
+        b.conv(b.input(1, 7, 8, c + 1), 70, strides=(2, 2), reach=7, most=18),
+    ]
+    graph = b.graph(*made)
+    program, feeds = KernelProgram(graph, here(target)), b.feeds()
+    assert sum(launch.emit is emit_unpack for launch in program.launches) >= (len(made) if c > 32 else 1)
+    expected = reference.run(graph, feeds)
+    for name, got in zip(graph.output_names, program.run(feeds), strict=True):
+        np.testing.assert_array_equal(got, expected[name])
+    certificate = certify(compile_object(graph, TARGETS[target]).object, "model_run", TARGETS[target].arch)
+    assert certificate.ok, certificate.findings
+
+
+def test_what_is_a_multiple() -> None:
+    w = np.random.default_rng(1).integers(-7, 8, (5, 3, 3, 16)).astype(np.int8)
+    assert nibbles.fit_multiples(w)
+    assert nibbles.fit_multiples(w * 13)
+    w[2, 0, 0, 0] = 8
+    assert nibbles.fit_multiples(w) == (not np.any(w[2].ravel()[:32] % 2))
+    assert not nibbles.fit_multiples(np.zeros((5, 3, 3, 17), np.int8))
+    assert nibbles.divisors(np.array([[6, -9, 0] + [0] * 29 + [-14]])).tolist() == [[3, 14]]
 
 
 @pytest.mark.parametrize("target", TARGETS)

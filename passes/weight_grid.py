@@ -1,0 +1,132 @@
+"""Which integers the weights of few bits may be: steps per output channel, and multiples of them per group of weights.
+
+    w = S_o m_og q        q in [low, high], 2^bits - 1 or 2^bits of them;  m_og in 1 .. 16, one for each group g of 32 weights along K
+
+A scale per group in two levels (Dai et al. 2021, "VS-Quant: Per-vector Scaled Quantization for Accurate Low-Precision Neural Network
+Inference"), the upper one small enough for m q to be an int8: arithmetic, proofs and exported graphs are those of 8 bits, and only
+storage knows that a group is a number and nibbles (`backends/llvm/nibbles.py`).
+
+Depthwise kernels are stored one weight in a byte, and have few of them: there the 2^bits integers are any consecutive ones that hold zero,
+[low, low + 2^bits - 1], chosen per channel, as a zero point of the weights would have it.
+
+S, m and low minimise the error of rounding to the nearest, weighted by the variances of the inputs:
+
+    sum_k h_k (w_k - S m clip(round(w_k / (S m)), low, high))^2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+GROUP = 32
+"""Weights along K that share a multiplier."""
+ALIGNED = 16
+"""Channels of windows of several pixels come in multiples of this, the longest step of a dot product."""
+MOST = 16
+"""The greatest multiplier."""
+NARROW = 4
+"""From so many bits down, weights have multipliers, or are shifted."""
+TOPS = np.linspace(0.7, 1.0, 7)
+"""Of the greatest scale of a group, where the channel's greatest multiple may lie."""
+SHIFTED = np.linspace(0.55, 1.0, 16)
+"""Of the step that reaches all weights, where those of a shifted channel are tried."""
+
+
+class Grouping(Enum):
+    """How the weights of a channel that have few bits share scales."""
+
+    none = "one step"
+    multiplied = "multiples of it by group"
+    shifted = "one step, and integers that begin anywhere"
+
+
+def has_groups(shape: tuple[int, ...]) -> bool:
+    """Whether weights [O, kh, kw, C] of a convolution without groups have multipliers: where kernels walk K in whole groups, row by row."""
+    _, kh, kw, c = shape
+    return kh * kw * c > GROUP and (kh * kw == 1 or c % ALIGNED == 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """`scale` [O], the multipliers of all weights [O, K] and the range of q, [O] each."""
+
+    scale: Floats
+    multipliers: Integers
+    low: Integers
+    high: Integers
+
+    @property
+    def reach(self) -> int:
+        """The greatest magnitude of an integer."""
+        return int((np.maximum(-self.low, self.high) * self.multipliers.max(1, initial=1)).max(initial=0))
+
+    def nearest(self, w: Floats) -> Floats:
+        """Rows [..., O, K] in units of `scale`, each to the nearest integer allowed."""
+        return np.asarray(self.multipliers * np.clip(np.rint(w / self.multipliers), self.low[:, None], self.high[:, None]))
+
+
+def even_grid(scale: Floats, k: int, greatest: int) -> Grid:
+    """Integers up to +-`greatest` for rows of k weights."""
+    ends = np.full(len(scale), greatest, np.int64)
+    return Grid(scale, np.ones((len(scale), k), np.int64), -ends, ends)
+
+
+def grouped_grid(w: Floats, h: Floats, greatest: int) -> Grid:
+    """A multiplier for each group of the rows `w` [O, K], whose inputs have the variances `h` [O, K]."""
+    most = min(MOST, 127 // greatest)
+    groups, weights = _in_groups(w), _in_groups(h)
+    top = np.abs(w).max(1) / greatest
+    found = [_multiples(groups, weights, np.where(top > 0, top * part / most, 1.0), most, greatest) for part in TOPS]
+    best = np.argmin([error for error, _, _ in found], 0)
+    scale, multipliers = (np.choose(best if a[0].ndim == 1 else best[:, None], a) for a in zip(*((s, m) for _, s, m in found)))
+    grid = even_grid(np.where(top > 0, scale, 0.0), w.shape[1], greatest)
+    return replace(grid, multipliers=np.repeat(multipliers, GROUP, 1)[:, : w.shape[1]])
+
+
+def _in_groups(a: Floats) -> Floats:
+    """[O, K] as [O, groups, GROUP], zeros at the end."""
+    return np.pad(a, ((0, 0), (0, -a.shape[1] % GROUP))).reshape(len(a), -1, GROUP)
+
+
+def _multiples(w: Floats, h: Floats, scale: Floats, most: int, greatest: int) -> tuple[Floats, Floats, Integers]:
+    """(error [O], scale [O], multipliers [O, groups]): of each group the best multiple of `scale`."""
+    least, multipliers = np.full(w.shape[:2], np.inf), np.ones(w.shape[:2], np.int64)
+    for m in range(1, most + 1):
+        error = _error(w, h, (scale * m)[:, None, None], -greatest, greatest)
+        better = error < least
+        least, multipliers = np.where(better, error, least), np.where(better, m, multipliers)
+    return least.sum(1), scale, multipliers
+
+
+def shifted_grid(w: Floats, h: Floats, bits: int) -> Grid:
+    """For each row of `w` [O, K] the best 2^bits consecutive integers that hold zero."""
+    count = (1 << bits) - 1
+    least, scale, low = np.full(len(w), np.inf), np.zeros(len(w)), np.zeros(len(w), np.int64)
+    for start, step in _shifts(w, count):
+        error = _error(w, h, step[:, None], start, start + count)
+        better = error < least
+        least, scale, low = np.where(better, error, least), np.where(better, step, scale), np.where(better, start, low)
+    scale = np.where(w.any(1), scale, 0.0)
+    return Grid(scale, np.ones(w.shape, np.int64), low, low + count)
+
+
+def _shifts(w: Floats, count: int) -> Iterable[tuple[int, Floats]]:
+    """(lowest integer, steps [O]) to try: those that reach the greatest weights of both signs, and finer ones."""
+    up, down = np.maximum(w.max(1), 0), np.maximum(-w.min(1), 0)
+    for start in range(-count, 1):
+        step = np.maximum(up / max(count + start, 0.5), down / max(-start, 0.5))
+        for part in SHIFTED:
+            yield start, np.where(step > 0, step * part, 1.0)
+
+
+def _error(w: Floats, h: Floats, step: Floats, low: int, high: int) -> Floats:
+    """Along the last axis, of rounding to multiples of `step`."""
+    return np.asarray((h * (w - step * np.clip(np.rint(w / step), low, high)) ** 2).sum(-1))
