@@ -277,3 +277,13 @@ def test_interrupted_it_ends_cleanly_and_leaves_the_earlier_artifact(run: Run, n
     assert process.returncode == 130
     assert errors.strip() == "Error: interrupted; nothing was replaced"
     assert contents(tmp_path / "a") == before
+
+
+def test_machine_code_is_kept_unless_told_otherwise(run: Run, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, objects = tmp_path / "cache", list[bytes]()
+    monkeypatch.setenv("QC_CACHE", str(cache))
+    for how, entries in ((["--no-cache"], 0), ([], 1), ([], 1)):
+        assert run(network, *how, "-o", tmp_path / "a").exit_code == 0
+        assert len(list(cache.glob("*"))) == entries
+        objects.append(next((tmp_path / "a").glob("*.o")).read_bytes())
+    assert len(set(objects)) == 1
