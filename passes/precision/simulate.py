@@ -53,9 +53,9 @@ class Simulation:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        opened = _opened(graph)
-        exported = export(opened)
-        layers = weighted_layers(opened)
+        open_graph = opened(graph)
+        exported = export(open_graph)
+        layers = weighted_layers(open_graph)
         self._inputs = {v.name: tuple((exported.names[i], exported.perms[i]) for i in v.inputs[1:]) for v in layers}
         model, parts = exported.model, {name for pair in self._inputs.values() for name, _ in pair}
         model.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer if t.name in parts)
@@ -83,14 +83,14 @@ def _session(model: ModelProto) -> ort.InferenceSession:
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _opened(graph: Graph) -> Graph:
+def opened(graph: Graph) -> Graph:
     """`graph` with float weights and biases that no two layers share."""
     found = weights_of(graph)
 
-    def opened(v: Value) -> Value:
+    def own(v: Value) -> Value:
         if not isinstance(v.op, Conv) or v.name not in found:
             return v
         w, b = (constant(a, f"{v.name}::{part}") for a, part in zip(found[v.name], ("weights", "bias")))
         return replace(v, inputs=(v.inputs[0], w, b))
 
-    return substitute(graph, opened)
+    return substitute(graph, own)

@@ -163,9 +163,12 @@ def test_coarser_weights_cost_more_and_estimates_agree() -> None:
 @pytest.mark.parametrize("judge", [Classes(), Values(0.5)])
 def test_derivatives_predict_small_changes(judge: Classes | Values) -> None:
     pytest.importorskip("torch", reason="derivatives need the extra qcompiler[torch]")
-    g, samples = network(), list(batches(60))
+    g, samples = network(), list(batches(40))
     own, rng = weights_of(g), np.random.default_rng(3)
     forms = {4: {n: ((w + rng.normal(size=w.shape) * 0.01 * (1 + i)).astype(np.float32), bias) for i, (n, (w, bias)) in enumerate(own.items())}}
+    shifted = {4: {n: (w, (bias + 0.02 * rng.normal(size=bias.shape)).astype(np.float32)) for n, (w, bias) in own.items()}}
+    truth = measure_sensitivities(Simulation(g), shifted, samples, judge)
+    assert np.all(np.abs(np.log(measure_second_order(g, shifted, samples, judge).fisher / truth.loss)) < np.log(2.5))
     truth = measure_sensitivities(Simulation(g), forms, samples, judge)
     found = measure_second_order(g, forms, samples, judge)
     for estimate in (found.fisher, found.hessian):
