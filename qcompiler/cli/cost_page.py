@@ -55,10 +55,10 @@ def cost_page(choice: Chosen) -> str:
 def _summary(choice: Chosen) -> str:
     drop = choice.point.drop
     share = 100 * choice.point.costs["bytes"] / max(choice.reference.costs["bytes"], 1)
-    told = "" if drop is None else f", {drop.mean:.2f} &plusmn; {drop.error:.2f} points expected to be lost on held-out samples"
+    told = "" if drop is None else f", {drop.mean:.2f} &plusmn; {drop.error:.2f} points expected to be lost"
     return (
         f"Chosen: {share:.0f} % of the bytes of weights at 8 bits{told}. The curve is of least loss, as sensitivities predict it, at budgets of "
-        "bytes from the fewest to the most; the choice was checked on samples that were held out."
+        "bytes from the fewest to the most; the choice was checked with calibration samples, half of them held out."
     )
 
 
