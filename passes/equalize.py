@@ -8,8 +8,9 @@ SmoothQuant does for transformers (Xiao et al. 2023, section 4):
 
     s_c = (max_v r_vc / R_v)^alpha      r_vc = max |x_c| of value v, R_v = max_c r_vc, over all measured v that share channel c
 
-alpha = 1 would give every channel the whole range and leave all unevenness to the rows of the next weights; 1/2 divides it. Products (gates, SwiGLU)
-have tails so heavy that alpha = 1 is better for them: rounding the weights hardly shows beside rounding the product.
+alpha = 1 would give every channel the whole range and leave all unevenness to the rows of the next weights; less divides it. Products (gates, SwiGLU)
+have tails so heavy that alpha = 1 is better for them: rounding the weights hardly shows beside rounding the product. Where only convolutions with
+one channel in each group read a value, alpha = 1 costs nothing: their weights have a scale for each channel, which takes up s exactly.
 Channels of different values that must share one s (through pointwise operators, pooling, residual additions, concatenation) are the
 connected components of a graph of channels. A component that reaches a graph input or output, or an operator that does not commute
 with s, stays as it is.
@@ -33,8 +34,8 @@ from qcompiler.ir.pointwise import Add, Clip, LeakyRelu, Mul, Sub
 from .calibrate.statistics import Statistics
 from .constants import Floats, floats, same_dtype, with_constants
 
-ALPHA, ALPHA_OF_PRODUCTS = 0.5, 1.0
-BOUND, BOUND_OF_PRODUCTS = 16.0, 64.0
+ALPHA, BOUND = 0.75, 16.0
+ALPHA_WHOLE, BOUND_WHOLE = 1.0, 64.0  # of products, and of what nothing adds up
 """No channel is scaled by more than this."""
 
 
@@ -115,13 +116,23 @@ def class_scales(classes: Mapping[Value, Ints], statistics: Mapping[Value, Stati
     """s per class, in [1/BOUND, 1]; dead channels and those not measured keep 1."""
     reach = np.zeros(1 + max((int(ids.max()) for ids in classes.values() if ids.size), default=0))
     alpha, bound = np.full(reach.shape, ALPHA), np.full(reach.shape, BOUND)
+    whole = _read_apart(classes, len(reach))
     for ids in (ids for v, ids in classes.items() if isinstance(v.op, Mul)):
-        alpha[ids], bound[ids] = ALPHA_OF_PRODUCTS, BOUND_OF_PRODUCTS
+        whole[ids] = True
+    alpha[whole], bound[whole] = ALPHA_WHOLE, BOUND_WHOLE
     for v, measured in statistics.items():
         r = np.maximum(np.abs(measured.channel_min), np.abs(measured.channel_max))
         if v in classes and len(r) == len(classes[v]) and r.max() > 0:
             np.maximum.at(reach, classes[v], r / r.max())
     return np.clip(np.where(reach > 0, reach, 1.0) ** alpha, 1 / bound, 1.0)
+
+
+def _read_apart(classes: Mapping[Value, Ints], count: int) -> NDArray[np.bool_]:
+    """Of each class whether convolutions read it, none of which adds its channels to others."""
+    apart, added = np.zeros(count, bool), np.zeros(count, bool)
+    for v in (v for v in classes if isinstance(v.op, Conv) and v.inputs[0] in classes):
+        (apart if v.inputs[1].shape[-1] == 1 else added)[classes[v.inputs[0]]] = True
+    return apart & ~added
 
 
 def _layer(v: Value) -> Layer | None:

@@ -25,8 +25,9 @@ Feeds = Mapping[str, NDArray[np.generic]]
 class Layer:
     """One kernel of the program. `fused` are the operators in its epilogue; `bound` is proven for every partial sum of its
     accumulators (below 2^31); `weight_bits` and `operand_bits` are those of what it multiplies (narrow activations are stored one to a
-    byte), `levels` the number of integers in a codebook, `wide` says why the result has 16 bits; `sqnr` is the signal to quantization
-    noise ratio in dB against the float network, on the samples that the compiler looked at (None: not measured, or without noise)."""
+    byte; the 2^N integers of a depthwise kernel may begin anywhere, within N + 1 bits), `levels` the number of integers in a codebook,
+    `wide` says why the result has 16 bits; `sqnr` is the signal to quantization noise ratio in dB against the float network, on the
+    samples that the compiler looked at (None: not measured, or without noise)."""
 
     name: str
     operator: str

@@ -31,9 +31,7 @@ def simplified_layer_normalization(node: Node, x: Value, gamma: Value) -> Value:
 
 
 @IMPORTERS.register("com.microsoft.SkipLayerNormalization")
-def skip_layer_normalization(
-    node: Node, x: Value, skip: Value, gamma: Value, beta: Value | None = None, bias: Value | None = None
-) -> list[Value]:
+def skip_layer_normalization(node: Node, x: Value, skip: Value, gamma: Value, beta: Value | None = None, bias: Value | None = None) -> list[Value]:
     """LayerNorm of x + skip + bias; the sum is the fourth result."""
     return _skip(node, added(node, x, skip, bias), gamma, beta, centered=True)
 

@@ -92,6 +92,7 @@ def channels_split_first(o, x):
 
 def batched_matrices(o, x):
     """nn.MultiheadAttention, BART: [N, B * H, D] transposed to [B * H, N, D]."""
+
     def folded(y):
         return o.op("Transpose", o.reshape(o.op("Transpose", y, perm=[1, 0, 2]), N, H, D), perm=[1, 0, 2])
 
