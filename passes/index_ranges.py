@@ -3,7 +3,7 @@
     interval(v) = intersection over all that read v, or v moved about, of
         [-V, V - 1]     indices into an axis of V elements (ONNX counts negative ones from the end)
         [-128, 127]     turned into numbers: what an `IntCast` keeps
-        [0, 1]          turned into numbers here and into booleans there: a mask
+        [0, 1]          turned into numbers here and into booleans there, or into numbers that hide where they are far below zero: a mask
         everything      turned into booleans only
 
 The compiled program checks its inputs against these before it computes anything, so that no index ever reads outside of its table;
@@ -37,7 +37,10 @@ def input_interval(graph: Graph, v: Value) -> Interval | None:
         return None
     readers = list(_readers(graph, v))
     bounds = [(-n, n - 1) for n in (_indexed(u, i) for u, i in readers) if n]
-    truths = [_only_truth(graph, u) for u, _ in readers if isinstance(u.op, (Cast, IntCast))]
+    casts = [u for u, _ in readers if isinstance(u.op, (Cast, IntCast))]
+    truths = [_only_truth(graph, u) for u in casts]
+    if any(isinstance(u.op, (Cast, IntCast)) and u.op.binary for u in casts):
+        bounds.append(MASK)
     if not all(truths):
         bounds.append(MASK if any(truths) else NUMBERS)
     return (max(lo for lo, _ in bounds), min(hi for _, hi in bounds)) if bounds else None

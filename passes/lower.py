@@ -89,8 +89,8 @@ class _Lowering:
                 return replace(v, inputs=(new[q],))
             case Value(op=Dequantize(), inputs=(q,)):
                 return v if new[q] is q else replace(v, inputs=(new[q],))
-            case Value(op=Cast(), inputs=(x,)) if v.type.dtype is DType.bool and not x.type.dtype.is_float:
-                return apply(integer.IntCast(quantized(v.shape, Quantization.per_tensor(1.0))), new[x], name=v.name)
+            case Value(op=Cast(binary=binary), inputs=(x,)) if v.type.dtype is DType.bool and not x.type.dtype.is_float:
+                return apply(integer.IntCast(quantized(v.shape, Quantization.per_tensor(1.0)), binary), new[x], name=v.name)
             case Value(op=Not(), inputs=(x,)):
                 return inverted(new[x], v.name)
             case Value(inputs=inputs) if not v.type.dtype.is_float and any(new[i] is not i for i in inputs):

@@ -3,7 +3,8 @@
     (1 - cast(m)) * -10^4        where(cast(m), 0, -inf)        and(m, causal)        (1 - causal * cast(m)) * -10^9
 
 Each element of such an expression depends on one element of its source, so it is run on zeros and on ones: it is a mask if
-one of the two hides everything, and what the other says is constant.
+one of the two hides everything, and what the other says is constant. Where any other number says something else, as in the first
+form, the mask is `binary`: the program refuses what is neither 0 nor 1.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ def run_time_mask(t: Value, hides: Callable[[Array], NDArray[np.bool_]]) -> tupl
         return None
     region = between(source, t)
     zero, one = (_run(region, n) for n in (0, 1))
-    compared = source.type.dtype is not DType.bool and any(isinstance(v.op, Comparison) for v in region.values)
-    if compared and not all(np.array_equal(_run(region, n), one) for n in _others(source.type.dtype)):
+    alike = source.type.dtype is DType.bool or all(np.array_equal(_run(region, n), one) for n in _others(source.type.dtype))
+    if not alike and any(isinstance(v.op, Comparison) for v in region.values):
         return None
     for shown, hidden, negated in ((one, zero, False), (zero, one, True)):
         if hides(hidden).all() and not hides(shown).all():
-            mask = _mask(t, source, negated)
+            mask = _mask(t, source, negated, not alike)
             return None if mask is None else (mask, _shrunk(shown))
     return None
 
@@ -84,9 +85,9 @@ def _shrunk(x: Array) -> Array:
     return x
 
 
-def _mask(t: Value, source: Value, negated: bool) -> Value | None:
+def _mask(t: Value, source: Value, negated: bool, binary: bool) -> Value | None:
     """`source` as a boolean, reshaped so that it broadcasts to `t`."""
-    mask = source if source.type.dtype is DType.bool else apply(Cast(DType.bool), source, name=f"{source.name}.seen")
+    mask = source if source.type.dtype is DType.bool else apply(Cast(DType.bool, binary), source, name=f"{source.name}.seen")
     mask = apply(Not(), mask, name=f"{mask.name}.not") if negated else mask
     shape = source.shape
     for v in _path(t, source):

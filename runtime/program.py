@@ -164,7 +164,7 @@ def _fitting(forms: Sequence[_Form], feeds: Mapping[str, ArrayLike]) -> _Form:
     """The first form, from the largest on, whose shapes the feeds have; InputError lists them where there is none."""
     if len(forms) == 1 or set(feeds) != {t.name for t in forms[0].inputs}:
         return forms[0]
-    found = {name: np.shape(x) for name, x in feeds.items()}
+    found = {name: _array(name, x).shape for name, x in feeds.items()}
     for form in forms:
         if all(fits(t.shape, found[t.name]) for t in form.inputs):
             return form
@@ -206,7 +206,15 @@ def _checked(inputs: tuple[Tensor, ...], feeds: Mapping[str, ArrayLike], integer
     expected = [t.name for t in inputs]
     if set(feeds) != set(expected):
         raise InputError(f"expected inputs {', '.join(map(repr, expected))}, found {', '.join(map(repr, feeds)) or 'none'}")
-    return [_converted(t, np.asarray(feeds[t.name]), integer) for t in inputs]
+    return [_converted(t, _array(t.name, feeds[t.name]), integer) for t in inputs]
+
+
+def _array(name: str, given: ArrayLike) -> Array:
+    """What was given as an array; InputError where its rows differ in length."""
+    try:
+        return np.asarray(given)
+    except ValueError as error:
+        raise InputError(f"input '{name}': expected an array, found rows of different lengths; pad them to one length and mask the rest") from error
 
 
 def _out_of_range(tensor: Tensor, array: Array, sample: int) -> InputError:

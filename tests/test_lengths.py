@@ -70,6 +70,39 @@ def test_padding_changes_nothing(length: int, filler: int) -> None:
     np.testing.assert_array_equal(found["pooled"], expected["pooled"])
 
 
+def test_masks_of_one_batch_may_be_ragged() -> None:
+    """Every sample is what it is alone, exactly, however much the others show; what is hidden, also in the middle, changes nothing."""
+    rows = [padded(np.arange(1, n + 1), 16) for n in (16, 1, 3, 15)]
+    holes = {"ids": rows[0]["ids"], "mask": np.array([[1, 0, 1, 1, 0, 0, 1] + [0] * 8 + [1]])}
+    rows.append(holes)
+    batch = {name: np.concatenate([r[name] for r in rows]) for name in ("ids", "mask")}
+    junk = {**batch, "ids": np.where(batch["mask"], batch["ids"], 41)}
+    found, other = program().run(batch), program().run(junk)
+    for n, row in enumerate(rows):
+        expected, seen = program().reference(row), row["mask"][0].astype(bool)
+        np.testing.assert_array_equal(found["hidden"][n], expected["hidden"][0])
+        np.testing.assert_array_equal(found["hidden"][n, seen], other["hidden"][n, seen])
+    np.testing.assert_array_equal(found["pooled"], other["pooled"])
+    assert (found["hidden"][0] != found["hidden"][-1]).any(), "holes hide"
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ([[1] * 16, [1] * 3], "rows of different lengths; pad them"),
+        (np.ones((1, 15), np.int64), r"expected shape \(1, 16\)|none of the shapes"),
+        (np.ones((2, 16), np.int64), "same batch"),
+        (np.full((1, 16), 2), r"expected integers in \[0, 1\], found 2 at \[0, 0\]"),
+        (np.full((1, 16), -1), r"expected integers in \[0, 1\], found -1 at \[0, 0\]"),
+        (np.ones((1, 16), np.float32), "expected int64, found float32"),
+    ],
+    ids=["ragged", "short", "batch", "two", "negative", "float"],
+)
+def test_wrong_masks_are_refused(mask, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        program().run({"ids": np.ones((1, 16), np.int64), "mask": mask})
+
+
 def test_the_largest_length_is_what_it_is_alone() -> None:
     alone = compiled((33,))
     assert alone.interface.entries == ("model_run", "model_run_f32")

@@ -191,6 +191,8 @@ class IntCast(Op):
     The zero point is 0, or -128 where the operand is u8 (pixels): then nothing saturates."""
 
     type: TensorType
+    binary: bool = False
+    """Only 0 and 1 may come (`ops.Cast`)."""
 
     def infer(self, x: TensorType) -> TensorType:
         return TensorType(x.shape, self.type.dtype, self.type.quant)

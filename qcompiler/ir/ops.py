@@ -191,6 +191,8 @@ class Cast(Op):
     """Elements converted to `dtype`."""
 
     dtype: DType
+    binary: bool = False
+    """Only 0 and 1 may come: what is computed from other numbers is not what the network means by them."""
 
     def infer(self, x: TensorType) -> TensorType:
         return TensorType(x.shape, self.dtype)

@@ -8,6 +8,7 @@ from onnx_graphs import Spelled
 from qcompiler.ir.graph import Declined
 from qcompiler.ir.interpret import evaluate
 from qcompiler.ir.sequence import Attention
+from qcompiler.passes.index_ranges import input_interval
 from qcompiler.passes.simplify import simplify
 
 N, H, D = 6, 4, 8
@@ -226,6 +227,9 @@ def test_masks_computed_at_run_time(mask):
     found = check(graph, feeds)
     assert found.op == Attention(pytest.approx(D**-0.5), mask=True, causal=mask in (with_causal, multiplied))
     assert found.inputs[3].shape == (1, 1, 1, N)
+    # What is computed with numbers, as (1 - m) * -10^4, means nothing for m = 2; what is compared with zero does.
+    after = simplify(graph)
+    assert input_interval(after, after.inputs[0]) == (None if mask in (chosen, with_causal) else (0, 1))
 
 
 def test_numbers_other_than_0_and_1_are_told_apart():
