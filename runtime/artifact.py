@@ -88,6 +88,8 @@ class Interface:
     """The forms of a network compiled for several shapes, each with entries of its own; the first is that of `inputs` and `outputs`."""
     family: str = ""
     """The prefix of what such forms share, where this is one of them."""
+    divided: bool = True
+    """Whether the entries for several threads divide anything: a network of short layers is faster without."""
 
     @property
     def forms(self) -> tuple[Interface, ...]:
@@ -169,7 +171,10 @@ def _described(interface: Interface) -> dict[str, Any]:
     facts = asdict(replace(interface, lengths=()))
     for key in ("lengths", "family"):
         del facts[key]
-    lengths = [{"prefix": f.prefix, **{key: [asdict(t) for t in getattr(f, key)] for key in ("inputs", "outputs")}} for f in interface.lengths]
+    lengths = [
+        {"prefix": f.prefix, "divided": f.divided, **{key: [asdict(t) for t in getattr(f, key)] for key in ("inputs", "outputs")}}
+        for f in interface.lengths
+    ]
     return facts | ({"lengths": lengths} if lengths else {})
 
 
@@ -189,7 +194,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
 
 def _form(data: dict[str, Any], sizes: tuple[int, int], parallel: bool) -> Interface:
     inputs, outputs = (tuple(_tensor(t) for t in data[key]) for key in ("inputs", "outputs"))
-    return Interface(str(data["prefix"]), *sizes, inputs, outputs, parallel)
+    return Interface(str(data["prefix"]), *sizes, inputs, outputs, parallel, divided=bool(data.get("divided", True)))
 
 
 def _tensor(data: dict[str, Any]) -> Tensor:

@@ -117,8 +117,9 @@ class Program:
         return results
 
     def _entry(self, form: _Form, integer: bool) -> _Entry:
-        """The function to call: with the workers where there are any and they are free."""
-        return _Entry(self.executor, self._workers, form.names[integer], form.divided[integer])
+        """The function to call: with the workers where there are any, they are free, and the form has work for them."""
+        workers = self._workers if form.interface.divided else None
+        return _Entry(self.executor, workers, form.names[integer], form.divided[integer])
 
 
 class _Entry:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .apart import Apart
 from .arena import allocate
 
 SIZE = 192
@@ -51,6 +52,7 @@ class WorkerPool:
         workers = [threading.Thread(target=_work, args=a, name="qcompiler worker", daemon=True) for a in arguments]
         for w in workers:
             w.start()
+        self._apart = Apart([w.native_id for w in workers if w.native_id is not None])
         self._end = weakref.finalize(self, _stop, self._set, self._shared, self._wakes, workers)
 
     def claim(self) -> bool:
@@ -60,6 +62,7 @@ class WorkerPool:
         the event is looked at."""
         if not self._turn.acquire(blocking=False):
             return False
+        self._apart.keep()
         self._set(self.address, BUSY)
         for wake in self._wakes:
             if not wake.is_set():

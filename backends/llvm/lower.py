@@ -177,7 +177,8 @@ class Linker:
         works = [Work(*how) for how in zip(calls, divisions, self._beside)]
         run_parallel = self._parallel_entry(works)
         self._parallel_float_entry(run_parallel, conversions, staged_inputs, staged_outputs)
-        interface = Interface(self.prefix, max(arena_size, 64), 0, inputs, outputs, parallel=True)
+        divided = any(w.pieces > 1 for w in (*works, *conversions))
+        interface = Interface(self.prefix, max(arena_size, 64), 0, inputs, outputs, parallel=True, divided=divided)
         return Form(interface, plan, launches, tuple(e.function.name for e in kernels), divisions)
 
     def finish(self) -> ObjectCode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import threading
 import time
@@ -32,7 +33,9 @@ from qcompiler.backends.llvm.target import TARGETS, Target
 from qcompiler.backends.package import Artifact, write_artifact
 from qcompiler.ir.graph import Graph
 from qcompiler.ir.ops import Reduction
+from qcompiler.runtime import apart
 from qcompiler.runtime.arena import allocate
+from qcompiler.runtime.workers import WorkerPool
 
 HERE = [t for t in TARGETS.values() if t.runs_here]
 BY_MEANING = [t.generic() for t in TARGETS.values() if not t.runs_here]
@@ -285,6 +288,42 @@ def test_workers_end_with_their_program() -> None:
     assert workers() == before + 1
     del p
     assert workers() == before
+
+
+def test_short_layers_call_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lower, "pieces", pieces)
+    target, b = HERE[-1], Builder(3)
+    short = compile_object(b.graph(b.conv(b.input(1, 2, 2, 3), 8, (1, 1))), target)
+    assert not short.interface.divided
+    assert code("residual", target).interface.divided
+    p = runtime.Program.of_image(short.interface, flatten(short.object).data, flatten(short.object).entries, threads=2)
+    monkeypatch.setattr(WorkerPool, "claim", lambda _: pytest.fail("workers were woken for nothing"))
+    p.run_integer(b.feeds())
+
+
+@pytest.mark.skipif(apart._cpu_number() is None or len(os.sched_getaffinity(0)) < 2, reason="one core, or a system that does not say which")
+def test_workers_stay_off_the_core_of_their_caller() -> None:
+    allowed = os.sched_getaffinity(0)
+    p = program("residual", HERE[-1])
+    try:
+        for cpu in sorted(allowed)[:2]:
+            os.sched_setaffinity(0, allowed)
+            p.threads = 2  # born with the mask of its caller
+            worker = next(t.native_id for t in threading.enumerate() if t.name == "qcompiler worker" and t.native_id)
+            moved = apart.Apart([worker])
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(moved, "_cpu", lambda cpu=cpu: cpu)
+                moved.keep()
+            assert os.sched_getaffinity(worker) == allowed - {cpu}
+            assert os.sched_getaffinity(0) == allowed
+            os.sched_setaffinity(0, {cpu})
+            moved.keep()  # no other core is left
+            assert os.sched_getaffinity(worker) == allowed - {cpu}
+            check("residual", p.run_integer(network("residual")[1]))
+            p.threads = 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+        p.threads = 1
 
 
 def test_threads_are_checked() -> None:

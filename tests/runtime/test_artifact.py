@@ -108,8 +108,10 @@ SAMPLE = Manifest(
 )
 
 
-def test_a_manifest_is_read_as_it_was_written() -> None:
-    assert Manifest.from_json(SAMPLE.to_json()) == SAMPLE
+@pytest.mark.parametrize("divided", [True, False])
+def test_a_manifest_is_read_as_it_was_written(divided: bool) -> None:
+    written = replace(SAMPLE, interface=replace(INTERFACE, parallel=True, divided=divided))
+    assert Manifest.from_json(written.to_json()) == written
 
 
 @settings(max_examples=200)
