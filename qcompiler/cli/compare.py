@@ -15,7 +15,7 @@ from qcompiler.errors import UsageError
 
 from .bench import cpu_name
 from .comparison import FLOAT, NAMES, Call, Plan, Row, Samples, asked, compiled_rows, peer_row, timed_rows
-from .compile import METHOD_HELP, ONNX_TARGETS, PLAIN_METHODS, REPQUANT, Shapes, check_model, check_target, chosen, model_inputs, quantized_model
+from .compile import METHOD_HELP, METHODS, ONNX_TARGETS, REPQUANT, Shapes, check_model, check_target, chosen, model_inputs, quantized_model
 from .compile import check_place as check_writable
 from .data import Dataset, Input, first
 from .floats import FloatModel
@@ -59,7 +59,7 @@ class Comparison:
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="use only the first N samples, and as many to calibrate")
 @image_options
 @click.option("--shape", "shapes", callback=named_shapes, multiple=True, metavar="NAME=N,N", help="fix the shape of an input")
-@click.option("--method", type=click.Choice([REPQUANT, *PLAIN_METHODS]), default=REPQUANT, show_default=True, help=METHOD_HELP)
+@click.option("--method", type=click.Choice(METHODS), default=REPQUANT, show_default=True, help=METHOD_HELP)
 @click.option("--emulated", type=click.IntRange(1), default=4, show_default=True, help="how many samples run on targets that are not this machine")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="threads of one call, here and in ONNX Runtime")
 @click.option("--seconds", type=click.FloatRange(0.01), default=1.0, show_default=True, help="how long to measure each")

@@ -29,8 +29,13 @@ SCALES_HELP = "power-of-two: every scale is one, so that requantization is a shi
 Shapes = dict[str, list[tuple[int, ...]]]
 
 REPQUANT = "repquant"
+DUAL = "repquant-dual"
 PLAIN_METHODS = {"minmax": "MinMax", "percentile": "Percentile", "mse": "Mse", "entropy": "Entropy"}
-METHOD_HELP = "how ranges are chosen: repquant evens the channels of transformers first and takes the least squared error, the others are plain"
+METHODS = [REPQUANT, DUAL, *PLAIN_METHODS]
+METHOD_HELP = (
+    "how ranges are chosen: repquant evens the channels of transformers first and takes the least squared error; "
+    "repquant-dual clips each channel of normalizations, too, below 8 bits; the others are plain"
+)
 PRECISION_HELP = (
     "bits of weights (2 to 8) and of the activations they multiply (4 to 8): w8a8, w7a8, w6a6, w4a8, w4a4 ...; "
     "w7a8 is about 1.4 times as fast on x86 CPUs without VNNI, little or no faster elsewhere; a file of bits layer by layer; auto chooses them"
@@ -53,7 +58,7 @@ SYNTHETIC = (
 @image_options
 @ends_options
 @click.option("--shape", "shapes", callback=named_shapes, multiple=True, metavar="NAME=N,N", help=SHAPE_HELP)
-@click.option("--method", type=click.Choice([REPQUANT, *PLAIN_METHODS]), default=REPQUANT, show_default=True, help=METHOD_HELP)
+@click.option("--method", type=click.Choice(METHODS), default=REPQUANT, show_default=True, help=METHOD_HELP)
 @click.option("--scales", type=click.Choice(list(SCALES)), default="any", show_default=True, help=SCALES_HELP)
 @click.option("--precision", metavar="wNaM|PLAN.toml|auto", default="w8a8", show_default=True, help=PRECISION_HELP)
 @budget_options
@@ -225,8 +230,8 @@ def chosen(method: str, scales: str = "any") -> Options:
     from qcompiler.passes.scheme import Scheme
 
     scheme = Scheme(power_of_two=SCALES[scales])
-    if method == REPQUANT:
-        return Options(scheme=scheme)
+    if method in (REPQUANT, DUAL):
+        return Options(scheme=scheme, clip_channels=method == DUAL)
     return Options(method=getattr(choose, PLAIN_METHODS[method])(), reparameterize=False, scheme=scheme)
 
 

@@ -52,6 +52,14 @@ def test_the_default_is_repquant(run: Run, transformer: Path, tmp_path: Path) ->
     assert one["reparameterized"]
 
 
+@pytest.mark.parametrize(("precision", "clipped"), [("w4a4", True), ("w8a8", False)])
+def test_dual_clipping_is_of_few_bits(run: Run, transformer: Path, tmp_path: Path, precision: str, clipped: bool) -> None:
+    for n, method in enumerate(("repquant", "repquant-dual")):
+        report(run, transformer, "--method", method, "--precision", precision, "-o", tmp_path / str(n))
+    one, other = ((tmp_path / str(n) / "model.img").read_bytes() for n in range(2))
+    assert (one != other) == clipped
+
+
 @pytest.mark.parametrize("text", ["w4", "w9a8", "w1a8", "w8a3", "w4a16", "8", "W4A4"])
 def test_strange_precisions_are_refused(run: Run, network: Path, text: str) -> None:
     assert "expected a precision such as w8a8" in failed(run(network, "--precision", text), 2)
