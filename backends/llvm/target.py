@@ -37,6 +37,8 @@ class Target:
     """Further forms that dense layers may have, the one of the highest peak last."""
     os: str = "linux"
     by_meaning: bool = False
+    tuned: tuple[tuple[str, str], ...] = ()
+    """Tiles that measurements chose, by problem (`kernels.tuned`)."""
 
     @property
     def vector_bytes(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from .show import phases, progress, say, show_json, show_table, size, warn
 
 if TYPE_CHECKING:
     from qcompiler.api import Program, QuantizedModel
+    from qcompiler.backends.llvm.target import Target
     from qcompiler.passes.pipeline import Options
 
 ONNX_TARGETS = {"onnx-qdq": "QuantizeLinear and DequantizeLinear around float operators", "onnx-qoperator": "QLinearConv and its kin"}
@@ -41,6 +41,7 @@ PRECISION_HELP = (
     "w7a8 is about 1.4 times as fast on x86 CPUs without VNNI, little or no faster elsewhere; a file of bits layer by layer; auto chooses them"
 )
 SHAPE_HELP = "fix the shape of an input; may be repeated, also for one input: each of its shapes gets an entry of its own"
+TUNE_HELP = "measure which tiles are fastest in each dense layer, and keep them in this table; results stay the same bits"
 SYSTEMS = ["linux", "android", "macos", "windows"]
 
 SYNTHETIC = (
@@ -62,6 +63,7 @@ SYNTHETIC = (
 @click.option("--scales", type=click.Choice(list(SCALES)), default="any", show_default=True, help=SCALES_HELP)
 @click.option("--precision", metavar="wNaM|PLAN.toml|auto", default="w8a8", show_default=True, help=PRECISION_HELP)
 @budget_options
+@click.option("--tune", metavar="FILE.json", help=TUNE_HELP)
 @click.option("--name", default="model", show_default=True, help="prefix of the C functions")
 @click.option("--no-cache", is_flag=True, help="compile all code anew, and keep none of it in the user's cache folder")
 @click.option("-o", "--output", help="folder of the artifact, or the .onnx file of an ONNX target [default: build/MODEL-TARGET]")
@@ -79,6 +81,7 @@ def command(
     scales: str,
     precision: str,
     budget: Budget,
+    tune: str | None,
     name: str,
     no_cache: bool,
     output: str | None,
@@ -90,6 +93,7 @@ def command(
     if profile is None:
         check_target(target)
     check_single(target, shapes)
+    check_tunable(target, tune)
     wanted = wanted_precision(precision, budget, target)
     options = chosen(method, scales)
     if profile is not None:
@@ -100,7 +104,9 @@ def command(
     else:
         quantized = quantized_model(model, shapes, calib, limit, how, options, as_json, ends, wanted)
         summary = (
-            write_onnx(quantized, target, place) if is_onnx(target) else write_program(quantized, target, system, name, place, as_json, not no_cache)
+            write_onnx(quantized, target, place)
+            if is_onnx(target)
+            else write_program(quantized, target, system, name, place, as_json, not no_cache, tune)
         )
         summary["files"] = write_choice(quantized, budget)
     if calib is None:
@@ -162,6 +168,21 @@ def check_single(target: str, shapes: Shapes) -> None:
     for name, several in shapes.items():
         if is_onnx(target) and len(several) > 1:
             raise UsageError(f"the target {target} takes one shape of each input, found {len(several)} of '{name}'; write one file for each")
+
+
+def check_tunable(target: str, tune: str | None) -> None:
+    """UsageError where there is no code to tune, or the table cannot be used, before any work is done."""
+    from qcompiler.backends.llvm.target import find_target
+    from qcompiler.tuning import Table
+
+    if tune is None:
+        return
+    if is_onnx(target):
+        raise UsageError(f"--tune chooses tiles of machine code, and {target} has none; leave it out")
+    if Path(tune).exists():
+        Table.read(Path(tune), find_target(target))
+    else:
+        check_place(Path(tune))
 
 
 def model_inputs(model: str, shapes: Shapes) -> list[Input]:
@@ -235,23 +256,40 @@ def chosen(method: str, scales: str = "any") -> Options:
     return Options(method=getattr(choose, PLAIN_METHODS[method])(), reparameterize=False, scheme=scheme)
 
 
-def write_program(model: QuantizedModel, target: str, system: str | None, name: str, place: Path, quiet: bool, cache: bool = True) -> dict[str, Any]:
+def write_program(
+    model: QuantizedModel, target: str, system: str | None, name: str, place: Path, quiet: bool, cache: bool = True, tune: str | None = None
+) -> dict[str, Any]:
     """Generate code and write the artifact; what is worth telling about it."""
     from qcompiler.api import build
 
+    row = target_row(model, target, system, None if tune is None else Path(tune), quiet)
     with progress("generating code", None, quiet):
-        program = built(partial(build, cache=cache), model, target, system, name)
+        program = build(model, row, name=name, cache=cache)
         program.save(place)
     return described(program, place)
 
 
-def built(build: Any, model: QuantizedModel, target: str, system: str | None, name: str) -> Program:
-    """The program for `target`, on `system` where one was named."""
+def target_row(model: QuantizedModel, target: str, system: str | None, tune: Path | None, quiet: bool) -> Target:
+    """The target, on `system` where one was named, with the tiles of the table `tune`; what the table lacks is measured and added."""
     from qcompiler.backends.llvm.target import find_target
 
-    row = find_target(target)
-    program: Program = build(model, row, os=system or row.os, name=name)
-    return program
+    named = find_target(target)
+    row = named if tune is None else tuned(model, named, tune, quiet)
+    return row if system is None else row.for_os(system)
+
+
+def tuned(model: QuantizedModel, target: Target, path: Path, quiet: bool) -> Target:
+    """`target` with the tiles of the table at `path`, completed where this machine runs it."""
+    from qcompiler.tuning import Table, tune
+
+    known = Table.read(path, target) if path.exists() else Table(target.name)
+    if not target.runs_here:
+        warn(f"{target.name} does not run here: layers that '{path}' does not have get the tiles that the model of a core prefers")
+    with progress("choosing tiles", None, quiet):
+        found = tune(model.graphs.integer_graph, target, model.samples[0], known)
+    if found != known:
+        found.save(path)
+    return found.applied(target)
 
 
 def described(program: Program, place: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from qcompiler.passes.plan_memory import Run
 from .chain_plan import chained, expected_dot
 from .conv import PARAMETERS, ConvConfig, Steps, emit_conv, pack_weights, starts
 from .tiles import Problem, choose_segments, cycles
+from .tuned import segments_of
 from .unpack import PARAMETERS as UNPACK_PARAMETERS
 from .unpack import emit_unpack, pack_parts, parts_of
 
@@ -81,9 +82,7 @@ def plan_conv(run: Run, target: Target) -> Iterable[Launch]:
     """Dense and grouped convolutions."""
     shape = conv_shape(run)
     epilogue, data = epilogue_of(run, target)
-    w = const_data(run.step.producer.inputs[1])
-    assert w is not None
-    w = w.astype(np.int8).reshape(w.shape[0], -1, _run_bytes(shape))
+    w = _in_runs(shape, run.step.producer)
     narrow = run.scratch is None and nibbles.fit(w)
     config = conv_config(shape, epilogue, target, w, narrow)
     if isinstance(config.dot, Chained):
@@ -125,25 +124,51 @@ def pack_constants(data: EpilogueData, config: ConvConfig, target: Target) -> by
 
 
 def conv_config(shape: ConvShape, epilogue: Epilogue, target: Target, w: NDArray[np.int8], narrow: bool = False) -> ConvConfig:
-    """The kernel's configuration for weights [O, number of runs, bytes of a run]: the form and the tiles that promise to be fastest.
+    """The kernel's configuration for weights [O, number of runs, bytes of a run]: the form that promises to be fastest, its tiles from the
+    target's table where that has the problem, else by the same promise.
 
     `narrow`: weights may be nibbles; they are where channels fill two registers."""
-    op, runs = shape.op, _runs(shape)
-    channels = shape.w[0] // op.groups
+    channels = shape.w[0] // shape.op.groups
     steps = _steps(shape, channels, epilogue)
     images, rows, columns = _flattened(shape.out[:3], steps)
     packed = narrow and channels > target.lanes
+    form, best = _problem((rows, columns), channels, target, w, packed)
+    x, out, *residual = steps
+    other = residual[0] if residual else None
+    runs = _runs(shape)
+    return ConvConfig(images, rows, columns, channels, shape.op.groups, runs, best.run, x, out, other, form, segments_of(best), epilogue, packed)
+
+
+def _problem(pixels: tuple[int, int], channels: int, target: Target, w: NDArray[np.int8], packed: bool) -> tuple[str, Problem]:
+    """The form of dot products with the least cycles, and what its tiles are chosen by."""
 
     def problem(form: str) -> Problem:
         dot = expected_dot(w, FORMS[form])
         run = -(-w.shape[2] // dot.group)
-        return Problem(target, rows, columns, channels, w.shape[1] * run, run, dot, packed)
+        return Problem(target, *pixels, channels, w.shape[1] * run, run, dot, packed)
 
-    found = [(form, p, choose_segments(p)) for form in dense_forms(target) for p in (problem(form),)]
-    form, best, segments = min(found, key=lambda f: cycles(f[1], f[2]))
-    x, out, *residual = steps
-    other = residual[0] if residual else None
-    return ConvConfig(images, rows, columns, channels, op.groups, runs, best.run, x, out, other, form, segments, epilogue, packed)
+    found = [(form, p) for form in dense_forms(target) for p in (problem(form),)]
+    return min(found, key=lambda f: cycles(f[1], choose_segments(f[1])))
+
+
+def problem_of(run: Run, target: Target) -> Problem | None:
+    """What the tiles of a step are chosen by; None where it is no dense convolution."""
+    v = run.step.producer
+    if not isinstance(v.op, IntConv) or (shape := conv_shape(run)).depthwise:
+        return None
+    epilogue, _ = epilogue_of(run, target)
+    w = _in_runs(shape, v)
+    channels = shape.w[0] // shape.op.groups
+    _, *pixels = _flattened(shape.out[:3], _steps(shape, channels, epilogue))
+    packed = run.scratch is None and nibbles.fit(w) and channels > target.lanes
+    return _problem((pixels[0], pixels[1]), channels, target, w, packed)[1]
+
+
+def _in_runs(shape: ConvShape, v: Value) -> NDArray[np.int8]:
+    """Weights as [O, number of runs, bytes of a run]."""
+    w = const_data(v.inputs[1])
+    assert w is not None
+    return w.astype(np.int8).reshape(w.shape[0], -1, _run_bytes(shape))
 
 
 def _steps(shape: ConvShape, channels: int, epilogue: Epilogue) -> list[Steps]:

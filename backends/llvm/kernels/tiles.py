@@ -68,19 +68,20 @@ class Problem:
 @cache
 def choose_segments(p: Problem) -> tuple[Segment, ...]:
     """The cheapest division of the channels into blocks, each with its best tile."""
-    return min(_divisions(p), key=lambda found: cycles(p, found))
+    return min((tuple(_tiled(p, *b) for b in blocks) for blocks in divisions(p)), key=lambda found: cycles(p, found))
 
 
 def cycles(p: Problem, segments: Iterable[Segment]) -> float:
     """What the model expects of a division."""
-    return sum(_segment_cost(p, s) for s in segments)
+    return sum(segment_cost(p, s) for s in segments)
 
 
-def _divisions(p: Problem) -> Iterator[tuple[Segment, ...]]:
+def divisions(p: Problem) -> Iterator[tuple[tuple[int, int], ...]]:
+    """(blocks, registers of a block) of each segment, for every way to divide the channels."""
     vectors = -(-p.channels // p.target.lanes)
     for count in p.counts:
         for rest in (True, False):
-            yield tuple(_tiled(p, blocks, n) for blocks, n in _blocks(p, vectors, count, rest))
+            yield tuple(_blocks(p, vectors, count, rest))
 
 
 def _blocks(p: Problem, vectors: int, count: int, padded: bool) -> Iterator[tuple[int, int]]:
@@ -96,10 +97,11 @@ def _blocks(p: Problem, vectors: int, count: int, padded: bool) -> Iterator[tupl
 
 
 def _tiled(p: Problem, blocks: int, count: int) -> Segment:
-    return min((s for s in _tiles(p, blocks, count)), key=lambda s: _segment_cost(p, s))
+    return min((s for s in tiles_of(p, blocks, count)), key=lambda s: segment_cost(p, s))
 
 
-def _tiles(p: Problem, blocks: int, count: int) -> Iterator[Segment]:
+def tiles_of(p: Problem, blocks: int, count: int) -> Iterator[Segment]:
+    """Every tile whose accumulators fit in the registers."""
     most = p.dot.pixels * max(1, p.operands(count))
     for rows in range(1, min(p.rows, most) + 1):
         for columns in range(1, min(p.columns, most // rows) + 1):
@@ -116,8 +118,8 @@ def _unrolled(p: Problem, s: Segment, registers: int) -> Segment:
     return replace(s, unroll=unroll, chains=chains)
 
 
-def _segment_cost(p: Problem, s: Segment) -> float:
-    """Cycles."""
+def segment_cost(p: Problem, s: Segment) -> float:
+    """What the model expects of a segment, in cycles."""
     tiles = -(-p.rows // s.rows) * -(-p.columns // s.columns)
     if p.target.arch == "aarch64":
         return s.blocks * tiles * _tile_instructions(p, s) / NARROW
