@@ -2,8 +2,8 @@
 
     ns = macs / (macs per ns of the dot product) + results / (results per ns of the epilogue) + bytes / (bytes per ns) + weights / (bytes per ns)
 
-The rates of convolutions with `vpdpbusd` are a fit (non-negative least squares of relative errors) to 480 measured convolutions of seven networks on
-Zen 4: nine in ten of the estimates are between 0.76 and 1.14 of what was measured. On other cores they are coarser. It decides how often pieces are
+The rates of convolutions with `vpdpbusd` are a fit (non-negative least squares of relative errors) to 348 measured convolutions of seven networks on
+Zen 4: nine in ten of the estimates are between 0.76 and 1.16 of what was measured. On other cores they are coarser. It decides how often pieces are
 handed out, and no result.
 """
 

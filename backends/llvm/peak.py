@@ -7,6 +7,8 @@ of the loop. What the loop reaches is the limit that kernels are measured agains
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from time import perf_counter_ns
 from typing import Any
@@ -15,10 +17,11 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
+from qcompiler.errors import UsageError
 from qcompiler.runtime.arena import allocate
 
 from .codegen import Jitted, jit
-from .dot import Dot, densest
+from .dot import Chained, Dot, XOperand, densest
 from .dsl import I32, Kernel, Val
 from .target import Target, host_target
 
@@ -64,17 +67,44 @@ def accumulators(dot: Dot, target: Target) -> int:
     return int(min(ACCUMULATORS, target.registers - dot.scratch - dot.steps - 1))
 
 
-def emit_peak(k: Kernel, count: int) -> None:
-    """ROUNDS times `count` dot products of the registers at parameters[0]; sums to parameters[1]."""
+@dataclass(frozen=True)
+class Chain:
+    """Sums of 16 bits where a target has them: how many groups are added up before they are widened, and whether a sign is transferred."""
+
+    links: int = 1
+    signed: bool = True
+
+
+def chain_gops(target: Target, chain: Chain) -> float:
+    """The peak of a chain of sums of 16 bits: the best of several measurements. Meant for targets whose form is `Chained`."""
+    dot = densest(target)
+    if not isinstance(dot, Chained):
+        raise UsageError(f"expected a target with sums of 16 bits, found '{target.name}'")
+    count = accumulators(dot, target)
+    call, memory = _loop(target, count, chain), _touched((count + 1) * target.vector_bytes)
+    operations = 2 * dot.group * dot.pixels * target.lanes // dot.spread * count * ROUNDS * chain.links
+    return float(operations / min(_seconds(call, memory) for _ in range(REPEATS)) / 1e9)
+
+
+def _added(k: Kernel, dot: Dot, acc: Any, x: XOperand, ws: Sequence[Any]) -> Any:
+    """acc plus the products of x with each of `ws`."""
+    return dot.chain(k, acc, [x] * len(ws), ws) if isinstance(dot, Chained) else dot.dot(k, acc, x, ws[0])
+
+
+def emit_peak(k: Kernel, count: int, chain: Chain = Chain()) -> None:
+    """ROUNDS times `count` dot products (chains of them) of the registers at parameters[0]; sums to parameters[1]."""
     dot, size = densest(k.target), k.target.vector_bytes
     source, target = k.parameters
-    x, w = dot.broadcast(k, source), k.load(source + 4, 8)
+    x, w = dot.broadcast(k, source, chain.signed), k.load(source + 4, 8)
     with k.loop(ROUNDS, [k.load(target, 32, count), w]) as (_, state):
         sums, (w,) = state[0].regs, state[1].regs
         results = list[Any]()
         for a in sums:
-            (w,) = k.settled(Val(k, (w,), 8)).regs
-            results.append(dot.dot(k, a, x, w))
+            ws = list[Any]()
+            for _ in range(chain.links):
+                (w,) = k.settled(Val(k, (w,), 8)).regs
+                ws.append(w)
+            results.append(_added(k, dot, a, x, ws))
         state[:] = [Val(k, tuple(results), 32), Val(k, (w,), 8)]
     for i, a in enumerate(state[0].regs):
         k.store(target + i * size, Val(k, (a,), 32))
@@ -89,10 +119,10 @@ def emit_read(k: Kernel, nbytes: int) -> None:
         k.store(target + i * size, Val(k, (r,), 8))
 
 
-def _loop(target: Target, count: int) -> Jitted:
+def _loop(target: Target, count: int, chain: Chain = Chain()) -> Jitted:
     module = ir.Module("peak")
     k = Kernel(module, target, "peak", ("source", "target"), I32, internal=False)
-    emit_peak(k, count)
+    emit_peak(k, count, chain)
     k.ret(0)
     return jit(module, target, ["peak"])[0]
 

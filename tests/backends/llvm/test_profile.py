@@ -12,7 +12,7 @@ from qcompiler.backends.image import flatten
 from qcompiler.backends.llvm.codegen import emit_assembly, optimized
 from qcompiler.backends.llvm.dot import dense_forms, densest
 from qcompiler.backends.llvm.dsl import I32, Kernel
-from qcompiler.backends.llvm.peak import accumulators, emit_peak, peak_gops, read_gbs
+from qcompiler.backends.llvm.peak import Chain, accumulators, chain_gops, emit_peak, peak_gops, read_gbs
 from qcompiler.backends.llvm.profile import STAMPS, compile_profiled
 from qcompiler.backends.llvm.target import TARGETS, host_target
 from qcompiler.errors import UsageError
@@ -85,22 +85,42 @@ def test_a_target_of_another_machine_cannot_be_profiled(program, feeds):
         profile(program.graph, other, feeds)
 
 
-@pytest.mark.parametrize("name", list(TARGETS))
-def test_the_peak_loop_is_dot_products_and_nothing_from_memory(name):
+def peak_loop(target, count, chain):
+    """The instructions of the loop that measures a peak."""
     from llvmlite import ir
 
-    target = TARGETS[name]
-    count = accumulators(densest(target), target)
     module = ir.Module("peak")
     k = Kernel(module, target, "peak", ("source", "target"), I32, internal=False)
-    emit_peak(k, count)
+    emit_peak(k, count, chain)
     k.ret(0)
     text = emit_assembly(optimized(module, target, target.machine()), target)
     start = text.index("LBB0_1:")
     stop = text.index("LBB0_1", start + 1)
-    body = [line.split("#")[0].split("//")[0].strip() for line in text[start:stop].splitlines()]
+    return [line.split("#")[0].split("//")[0].strip() for line in text[start:stop].splitlines()]
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_the_peak_loop_is_dot_products_and_nothing_from_memory(name):
+    target = TARGETS[name]
+    count = accumulators(densest(target), target)
+    body = peak_loop(target, count, Chain())
     assert sum(MNEMONICS[dense_forms(target)[-1]] in line for line in body) >= count
     assert not any("(%r" in line or "[x" in line or "[sp" in line for line in body)
+
+
+@pytest.mark.parametrize("chain", [Chain(1, signed=False), Chain(2), Chain(4, signed=False)], ids=str)
+def test_the_peak_of_a_chain_widens_once(chain):
+    target = TARGETS["x86-64-avx2"]
+    count = accumulators(densest(target), target)
+    body = peak_loop(target, count, chain)
+    signs = count * chain.links if chain.signed else 0
+    expected = {"vpmaddubsw": count * chain.links, "vpmaddwd": count, "vpsignb": signs, "vpaddw": count * (chain.links - 1)}
+    assert {name: sum(line.startswith(name) for line in body) for name in expected} == expected
+
+
+def test_only_sums_of_16_bits_have_chains():
+    with pytest.raises(UsageError, match="x86-64-avx512vnni"):
+        chain_gops(TARGETS["x86-64-avx512vnni"], Chain())
 
 
 def test_the_peak_is_a_rate():
