@@ -17,7 +17,7 @@ LINKED = ("passes", "backends", "runtime")
 
 # A part may import those of its own rank and below.
 RANK = {"errors": 0, "precision": 1, "ir": 1, "numerics": 1, "runtime": 2, "frontend": 2, "passes": 2, "profiles": 2}
-RANK |= {"backends": 3, "report": 4, "profile": 4, "latency": 4, "exchange": 4, "api": 4, "cli": 5}
+RANK |= {"backends": 3, "report": 4, "profile": 4, "latency": 4, "tuning": 4, "exchange": 4, "api": 4, "cli": 5}
 
 DEPENDENCIES = {"PIL", "capstone", "click", "elftools", "google", "llvmlite", "networkx", "numpy", "onnx", "onnxruntime", "rich", "scipy"}
 DEPENDENCIES |= {"tomli", "unicorn"}
