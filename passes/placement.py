@@ -45,11 +45,12 @@ class Halo:
 
 
 def needed_halo(op: Conv | IntSumPool, x: tuple[int, ...], kernel: tuple[int, ...]) -> Halo:
-    """What a window reads outside of an operand of shape `x`: less than its pads where the stride leaves some unread."""
+    """The pads of windows over an operand of shape `x`, and what they read behind them. Also where the stride leaves some unread: buffers of
+    one shape then have one form, and the layers that write them share a kernel whatever the strides of their readers."""
     ends = list[tuple[int, int]]()
     for size, k, stride, pads, dilation in zip(x[1:3], kernel, op.strides, op.pads, op.dilations):
         last = (window_size(size, k, stride, pads, dilation) - 1) * stride - pads[0] + dilation * (k - 1)
-        ends.append((pads[0], max(0, last + 1 - size)))
+        ends.append((pads[0], max(0, pads[1], last + 1 - size)))
     return Halo(*ends[0], *ends[1])
 
 

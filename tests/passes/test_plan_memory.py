@@ -83,12 +83,12 @@ def test_a_border_that_the_next_kernel_reads_is_there_before_it():
     assert plan.beside == (False, True, True, True, False, False)
 
 
-def test_halo_is_the_greatest_that_strides_leave_to_read():
+def test_halo_is_the_greatest_of_all_pads():
     b = Builder()
     x = b.conv(b.transpose(b.input(1, 2, 8, 8), 0, 2, 3, 1), 4)
     plan = check(b, b.conv(x, 4, (3, 3), strides=(2, 2), pads=SAME), b.conv(x, 4, (5, 1), pads=((2, 2), (0, 0))))
-    assert plan.layouts[x].strides[1] == 4 * (8 + 1), "stride 2 over 8 columns with a pad of 1 reads none of the right border"
-    assert plan.layouts[x].offset % ALIGNMENT == (2 * 36 + 4) % ALIGNMENT
+    assert plan.layouts[x].strides[1] == 4 * (1 + 8 + 1), "as with stride 1, though stride 2 over 8 columns reads none of the right border"
+    assert plan.layouts[x].offset % ALIGNMENT == (2 * 40 + 4) % ALIGNMENT
 
 
 def test_concat_of_convolutions_moves_nothing_and_shares_the_halo():
