@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from platform import machine
 from shutil import which
 
 import numpy as np
@@ -30,10 +31,10 @@ def ran(*command: object, cwd: Path, given: str = "", **environment: str) -> str
     return done.stdout
 
 
-def compiled(network: str, folder: Path, name: str = "model") -> Path:
+def compiled(network: str, folder: Path, name: str = "model", target: str = "host") -> Path:
     """A bundled network as an artifact."""
     calib = np.load(MODELS / "digits_calib.npz")["input"]
-    program = qcompiler.compile(MODELS / f"{network}.onnx", calibration=[{"input": calib[:64]}], name=name)
+    program = qcompiler.compile(MODELS / f"{network}.onnx", target=target, calibration=[{"input": calib[:64]}], name=name)
     program.save(folder)
     return folder
 
@@ -85,6 +86,19 @@ def test_c_classifies_image_files(digits: Path, images: np.ndarray, tmp_path: Pa
     pixels = np.round(images * 255).astype(np.float32) / 255
     printed = ran(tmp_path / "classify", *write_pgm(tmp_path, images), cwd=tmp_path)
     assert [int(line) for line in printed.split()] == answers(digits, pixels)
+
+
+@needs_cc
+@pytest.mark.skipif(which("valgrind") is None, reason="no valgrind here")
+@pytest.mark.parametrize("network", ["digits_resnet", "digits_dwconv"])
+def test_c_under_valgrind(images: np.ndarray, tmp_path: Path, network: str) -> None:
+    """Program and application: no byte outside of an allocation is touched, none that nobody wrote decides anything. Memcheck knows no AVX-512."""
+    folder = compiled(network, tmp_path / "digits", target={"x86_64": "x86-64-avx2"}.get(machine(), "arm64"))
+    ran("cc", "-std=c11", *WARNINGS, "-g", "-I", folder, EXAMPLES / "c/classify.c", folder / "model.a", "-o", "classify", cwd=tmp_path)
+    pixels = np.round(images * 255).astype(np.float32) / 255
+    memcheck = ("valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full")
+    printed = ran(*memcheck, tmp_path / "classify", *write_pgm(tmp_path, images[:3]), cwd=tmp_path)
+    assert [int(line) for line in printed.split()] == answers(folder, pixels)[:3]
 
 
 @needs_cc
