@@ -30,14 +30,15 @@ body {{ margin: 0 auto; max-width: 76rem; padding: 1rem; font: 1rem/1.5 system-u
 h1 {{ font-size: 1.4rem; overflow-wrap: anywhere; }} h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
 p, figcaption {{ color: var(--faint); }}
 .wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }}
+table {{ border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .3rem .45rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }}
+td {{ min-width: 6rem; }} th, td:first-child, .number {{ white-space: nowrap; min-width: 0; }}
 .number {{ text-align: right; }} .good {{ color: var(--good); }} .bad {{ color: var(--bad); font-weight: bold; }}
 figure {{ margin: 1rem 0; }}
 .bars {{ display: grid; grid-template-columns: minmax(5rem, 1fr) 2fr auto; gap: .15rem .6rem; align-items: center; font-size: .85rem; }}
 .bars span {{ overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }}
 .bar {{ height: .8rem; background: var(--bar); border-radius: 2px; }}
-@media (max-width: 40rem) {{ body {{ padding: .6rem; }} th, td {{ padding: .25rem .45rem; font-size: .85rem; }} }}
+@media (max-width: 40rem) {{ body {{ padding: .6rem; }} }}
 </style>
 </head>
 <body>
