@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
+import wave
 from pathlib import Path
 from platform import machine
 from shutil import which
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -238,3 +241,67 @@ def test_python_classifies_jpeg_files(tmp_path: Path) -> None:
     printed = ran(sys.executable, EXAMPLES / "python/classify_image.py", "digits", *(f"{n:03}.jpg" for n in range(100)), cwd=tmp_path)
     found = [int(line.split()[0]) for line in printed.splitlines()]
     assert sum(a == b for a, b in zip(found, data["labels"])) >= 96
+
+
+@pytest.fixture(scope="module")
+def sound() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("classify_sound", EXAMPLES / "python/classify_sound.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def recorded(path: Path, second: np.ndarray, rate: int = 16000) -> Path:
+    """Numbers within [-1, 1] as a WAV file."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(np.round(32767 * second).astype("<i2").tobytes())
+    return path
+
+
+def test_features_of_sound_follow_their_equations(sound: ModuleType) -> None:
+    """One frame, by the sums of the docstring."""
+    x = np.random.default_rng(0).standard_normal(16000)
+    t, n, f, b, k = 7, np.arange(480), np.arange(257), np.arange(40), np.arange(10)
+    windowed = np.sin(np.pi * n / 480) ** 2 * x[320 * t + n]
+    spectrum = np.abs(np.exp(-2j * np.pi * np.outer(f, n) / 512) @ windowed)
+    centres = 700 * (np.exp(np.linspace(1127 * np.log(1 + 20 / 700), 1127 * np.log(1 + 4000 / 700), 42) / 1127) - 1)
+    heard = 1127 * np.log(1 + np.maximum(f, 1e-9) * 31.25 / 700)
+    marks = 1127 * np.log(1 + centres / 700)
+    bands = np.array([np.interp(heard, marks[i : i + 3], [0, 1, 0]) @ spectrum for i in b])
+    expected = np.sqrt(2 / 40) * np.cos(np.pi * np.outer(k, 2 * b + 1) / 80) @ np.log(bands + 1e-6)
+    found = sound.features(x)
+    assert found.shape == (49, 10)
+    assert found.dtype == np.float32
+    assert np.allclose(found[t], expected, rtol=0, atol=1e-4)
+
+
+def test_sound_of_another_rate_is_refused(sound: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="16 bits at 8000 Hz, expected 16 bits at 16000 Hz: convert it"):
+        sound.samples(str(recorded(tmp_path / "slow.wav", np.zeros(8000), 8000)))
+
+
+def test_python_classifies_wav_files(sound: ModuleType, tmp_path: Path) -> None:
+    """Noise is what the network was trained to hear as silence; for every file the word is that of the float network."""
+    zoo = ROOT.parent / "shared" / "zoo"
+    if not zoo.is_dir():
+        pytest.skip("needs the network and the data of ../shared/zoo")
+    import onnxruntime
+
+    data = np.load(zoo / "kws01_calib.npz")
+    calib = ((data["mfcc_int8"].astype(np.float32) - 83) * 0.58470).reshape(-1, 1, 49, 10)
+    session = onnxruntime.InferenceSession(str(zoo / "kws_dscnn.onnx"))
+    name = session.get_inputs()[0].name
+    qcompiler.compile(zoo / "kws_dscnn.onnx", calibration=[{name: calib[:64]}]).save(tmp_path / "words")
+    random = np.random.default_rng(0)
+    sounds = {"noise": 0.3 * random.standard_normal(16000), "tone": np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)}
+    files = [recorded(tmp_path / f"{label}.wav", np.clip(second, -1, 1)) for label, second in sounds.items()]
+    printed = ran(sys.executable, EXAMPLES / "python/classify_sound.py", "words", *(f.name for f in files), cwd=tmp_path)
+    words = [line.split()[0] for line in printed.splitlines()]
+    heard = [session.run(None, {name: sound.features(sound.samples(str(f))).reshape(1, 1, 49, 10)})[0].argmax() for f in files]
+    assert words[0] == "(silence)"
+    assert words == [sound.WORDS[i] for i in heard]
