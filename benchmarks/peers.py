@@ -1,22 +1,25 @@
-"""The other runtimes' int8 forms of a model, by the recipe that each project documents, on the same calibration inputs.
+"""The other runtimes' int8 forms of a model, as files, made in the environment that has them.
 
-    python -m benchmarks.peers ort MODEL.onnx DATA.npz OUT.onnx           quant_pre_process, quantize_static: QDQ, u8 x s8, per channel
-    python -m benchmarks.peers ort-dynamic MODEL.onnx DATA.npz OUT.onnx   quantize_dynamic, which its documentation recommends for transformers
-    python -m benchmarks.peers openvino MODEL.onnx DATA.npz OUT.xml       NNCF post-training quantization, preset mixed
+    python benchmarks/peers.py ort MODEL.onnx DATA.npz OUT.onnx
+    python benchmarks/peers.py ort-dynamic MODEL.onnx DATA.npz OUT.onnx
+    python benchmarks/peers.py openvino MODEL.onnx DATA.npz OUT.xml
 
-DATA.npz holds every input under its name, one sample per row. This file imports nothing of the project, so that it also runs in an
-environment that has OpenVINO and NNCF (`pip install 'qcompiler[peers]'`) and not the project.
+DATA.npz holds every input under its name, one sample per row. The recipes are those of `qcompile compare --peers`, read as a file: this
+interpreter need not have the project.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+RECIPES = Path(__file__).resolve().parents[1] / "qcompiler" / "cli" / "recipes.py"
 
 
 def samples(data: Path) -> Iterator[dict[str, Any]]:
@@ -27,58 +30,16 @@ def samples(data: Path) -> Iterator[dict[str, Any]]:
         yield {name: row[None] for name, row in zip(inputs, rows)}
 
 
-def quantize_ort(model: Path, data: Path, out: Path) -> None:
-    """onnxruntime's static quantization, as its documentation recommends for x86 with VNNI."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+def recipes() -> ModuleType:
+    """The module in the file `RECIPES`."""
+    spec = importlib.util.spec_from_file_location("recipes", RECIPES)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc, unused-ignore]
-        """The samples, one at a time."""
-
-        def __init__(self) -> None:
-            self.rows = samples(data)
-
-        def get_next(self) -> dict[str, Any] | None:
-            return next(self.rows, None)
-
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = str(Path(folder) / "prepared.onnx")
-        quant_pre_process(str(model), prepared, skip_symbolic_shape=True)
-        quantize_static(
-            prepared,
-            str(out),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-
-
-def quantize_ort_dynamic(model: Path, data: Path, out: Path) -> None:
-    """onnxruntime's quantization with ranges found at run time; `data` is not needed."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = str(Path(folder) / "prepared.onnx")
-        quant_pre_process(str(model), prepared, skip_symbolic_shape=True)
-        quantize_dynamic(prepared, str(out), op_types_to_quantize=["MatMul", "Gemm", "Attention", "Gather"], weight_type=QuantType.QInt8)
-
-
-def quantize_openvino(model: Path, data: Path, out: Path) -> None:
-    """NNCF's post-training quantization."""
-    import nncf
-    import openvino
-
-    rows = list(samples(data))
-    dataset = nncf.Dataset(rows)
-    quantized = nncf.quantize(openvino.Core().read_model(model), dataset, preset=nncf.QuantizationPreset.MIXED, subset_size=len(rows))
-    openvino.save_model(quantized, out, compress_to_fp16=False)
-
-
-RECIPES: dict[str, Callable[[Path, Path, Path], None]] = {"ort": quantize_ort, "ort-dynamic": quantize_ort_dynamic, "openvino": quantize_openvino}
 
 if __name__ == "__main__":
-    recipe, *files = sys.argv[1:]
-    RECIPES[recipe](*map(Path, files))
+    recipe, model, data, out = sys.argv[1:]
+    recipes().RECIPES[recipe](Path(model), samples(Path(data)), Path(out))

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +22,7 @@ from .data import Dataset, Input, first
 from .floats import FloatModel
 from .images import Preprocessing
 from .options import data_option, image_options, json_option, labels_option, named_shapes, read_data
+from .peers import PEERS, Network, Opened, Peer, Task, named_peers, opened
 from .requirement import Requirement
 from .show import progress, say, show_json, show_table, size, warn
 
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
     from qcompiler.api import Program, QuantizedModel
 
 REQUIRE_HELP = f"exit with 1 unless it holds for every compiled target, as in 'accuracy>=.82 and latency<5ms'; figures: {', '.join(sorted(NAMES))}"
+PEERS_HELP = f"other runtimes to compare with, separated by commas: {', '.join(PEERS)}; onnxruntime float always is"
 INVENTED = 4
+Others = Mapping[str, tuple[Peer, Opened]]
+"""Other runtimes by the names of their rows."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Comparison:
 @click.command("compare")
 @click.argument("model", metavar="MODEL.onnx")
 @click.option("--targets", default="host", show_default=True, help="what to compile for, separated by commas; onnx-qdq too")
+@click.option("--peers", help=PEERS_HELP)
 @data_option("--data", "evaluation inputs [default: a few random ones, for speed and size alone]")
 @labels_option
 @data_option("--calib", "calibration inputs")
@@ -71,6 +77,7 @@ class Comparison:
 def command(
     model: str,
     targets: str,
+    peers: str | None,
     data: str | None,
     labels: str | None,
     calib: str | None,
@@ -90,13 +97,17 @@ def command(
     """One network on several targets: accuracy, latency, size, the same bits?"""
     requirement = None if condition is None else Requirement.parse(condition, NAMES)
     names = checked(model, targets, [p for p in (html, table) if p is not None], labels, data, device)
+    others = named_peers(peers)
     quantized = quantized_model(model, shapes, calib, limit, how, chosen(method), as_json)
     inputs = model_inputs(model, shapes)
     samples = Samples.of(invented(quantized) if data is None else first(read_data(data, inputs, how, labels), inputs, limit))
-    with progress("comparing", None, as_json):
-        rows = compared(model, quantized, names, inputs, samples, Plan(emulated, seconds, threads, device))
+    with progress("comparing", None, as_json), TemporaryDirectory() as folder:
+        shown = invented(quantized) if calib is None else first(read_data(calib, inputs, how, None), inputs, limit)
+        calibration = tuple(b.feeds for b in shown.batches()) if others else ()
+        there = opened(others, Task(Path(model), calibration, inputs, threads, Path(folder)))
+        rows = compared(model, quantized, names, inputs, samples, Plan(emulated, seconds, threads, device), there)
         layers = layers_of(quantized, names, samples, seconds)
-    found = Comparison(model, cpu_name(), len(samples.feeds), threads, tuple(rows), layers, condition, judged(requirement, rows))
+    found = Comparison(model, cpu_name(), len(samples.feeds), threads, tuple(rows), layers, condition, judged(requirement, rows, names))
     written(found, html, table)
     show_json(found.as_dict()) if as_json else show(found)
     if calib is None:
@@ -133,32 +144,37 @@ def invented(model: QuantizedModel) -> Dataset:
     return Dataset("random numbers", lambda: (Batch(dict(f)) for f in synthetic_batches(graph, INVENTED)), INVENTED)
 
 
-def compared(model: str, quantized: QuantizedModel, names: Sequence[str], inputs: list[Input], samples: Samples, plan: Plan) -> list[Row]:
-    """All rows: the float network, then the targets in the order in which they were named."""
+def compared(
+    model: str, quantized: QuantizedModel, names: Sequence[str], inputs: list[Input], samples: Samples, plan: Plan, others: Others
+) -> list[Row]:
+    """All rows: the float network, the other runtimes, then the targets in the order in which they were named."""
     from qcompiler.api import build
 
     output = quantized.graphs.integer_graph.output_names[0]
     programs: dict[str, Program] = {name: build(quantized, name) for name in names if name not in ONNX_TARGETS}
     exported = {name: exported_bytes(quantized, name) for name in names if name in ONNX_TARGETS}
-    networks = {FLOAT: FloatModel.open(model, inputs, plan.threads)}
+    networks: dict[str, Network] = {FLOAT: FloatModel.open(model, inputs, plan.threads)}
+    networks |= {name: ready.network for name, (_, ready) in others.items()}
     networks |= {name: FloatModel.open(content, inputs, plan.threads) for name, content in exported.items()}
     answers = {name: asked(runner(network), samples.feeds, output) for name, network in networks.items()}
     real = answers[FLOAT]
     sizes = {FLOAT: Path(model).stat().st_size} | {name: len(content) for name, content in exported.items()}
-    rows = [peer_row(name, sizes[name], samples, answers[name], real) for name in networks]
+    sizes |= {name: ready.size for name, (_, ready) in others.items()}
+    runtimes = {name: peer.runtime for name, (peer, _) in others.items()}
+    rows = [peer_row(name, sizes[name], samples, answers[name], real, runtimes.get(name, "onnxruntime")) for name in networks]
     ours, calls = compiled_rows(quantized, programs, samples, real, plan)
     calls |= {name: peer_call(network, samples) for name, network in networks.items()}
-    order = [FLOAT, *names]
+    order = [FLOAT, *others, *names]
     return timed_rows(sorted([*rows, *ours], key=lambda r: order.index(r.target)), calls, programs, plan)
 
 
-def runner(network: FloatModel) -> Call:
-    """How ONNX Runtime is asked."""
+def runner(network: Network) -> Call:
+    """How another runtime is asked."""
     return lambda feeds: network.run(dict(feeds))
 
 
-def peer_call(network: FloatModel, samples: Samples) -> Callable[[], object]:
-    """One call of ONNX Runtime."""
+def peer_call(network: Network, samples: Samples) -> Callable[[], object]:
+    """One call of another runtime."""
     feeds = dict(samples.feeds[0])
     return lambda: network.run(feeds)
 
@@ -187,10 +203,10 @@ def layers_of(model: QuantizedModel, names: Sequence[str], samples: Samples, sec
     return tuple({"name": x.name, "macs": x.macs, "sqnr": x.sqnr, "milliseconds": times.get(x.name)} for x in model.report.layers)
 
 
-def judged(requirement: Requirement | None, rows: Sequence[Row]) -> dict[str, bool | None] | None:
-    """Whether the requirement holds for each of the targets."""
+def judged(requirement: Requirement | None, rows: Sequence[Row], names: Sequence[str]) -> dict[str, bool | None] | None:
+    """Whether the requirement holds for each of the targets `names`."""
     real = next(r for r in rows if r.target == FLOAT)
-    return None if requirement is None else {r.target: requirement.holds(r.figures(real)) for r in rows if r.target != FLOAT}
+    return None if requirement is None else {r.target: requirement.holds(r.figures(real)) for r in rows if r.target in names}
 
 
 def verdict(found: Comparison) -> int:

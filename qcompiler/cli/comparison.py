@@ -297,9 +297,9 @@ def _described(name: str, program: Program, ran: Ran, same: bool | None) -> Row:
     return replace(row, weight_bytes=interface.weights_size, arena_bytes=interface.arena_size, macs=program.report.macs)
 
 
-def peer_row(name: str, size: int, samples: Samples, answers: Answers, real: Answers) -> Row:
-    """A network that ONNX Runtime runs."""
-    return samples.judged(Row(name, False, "in onnxruntime", len(answers.digests), code_bytes=None, weight_bytes=size), answers, real)
+def peer_row(name: str, size: int, samples: Samples, answers: Answers, real: Answers, runtime: str = "onnxruntime") -> Row:
+    """A network that another runtime runs."""
+    return samples.judged(Row(name, False, f"in {runtime}", len(answers.digests), code_bytes=None, weight_bytes=size), answers, real)
 
 
 def timed_rows(rows: Sequence[Row], calls: Mapping[str, Callable[[], object]], programs: Mapping[str, Program], plan: Plan) -> list[Row]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from command_line import Run, failed
 
+from qcompiler.cli import peers
 from qcompiler.cli.comparison import wilson
 from qcompiler.cli.requirement import Requirement
 from qcompiler.errors import UsageError
@@ -69,9 +71,37 @@ def test_a_condition_that_fails(run: Run, network: Path, calib: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("named", "rows"),
+    [
+        ("onnxruntime-int8", {"onnxruntime int8": "in onnxruntime"}),
+        ("openvino,openvino-int8", {"OpenVINO float": "in OpenVINO", "OpenVINO int8": "in OpenVINO"}),
+    ],
+)
+def test_other_runtimes_have_rows(run: Run, network: Path, calib: Path, evaluation: Path, named: str, rows: dict[str, str]) -> None:
+    if "openvino" in named:
+        pytest.importorskip("nncf", reason="the extra qcompiler[peers] is not installed")
+    data = ("--calib", calib, "--data", evaluation, "--labels", "labels", "--limit", "60", "--seconds", "0.02")
+    result = run("compare", network, "--peers", named, *data, "--require", "same_bits == 1", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [r["target"] for r in found["rows"]] == ["onnxruntime float", *rows, "host"]
+    for row in found["rows"][1:-1]:
+        assert (row["ran"], row["compiled"], row["same_bits"], row["latency_kind"]) == (rows[row["target"]], False, None, "measured")
+        assert row["value"] >= 0.95
+        assert row["weight_bytes"] > 0
+    assert list(found["held"]) == ["host"]
+
+
+def test_a_peer_that_is_not_installed_is_named(run: Run, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "nncf" else find_spec(name))
+    assert "the peer openvino-int8 needs" in failed(run("compare", network, "--peers", "openvino-int8"), 2)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--require", "speed>3"), "'speed' is no figure"),
+        (("--peers", "tflite"), "--peers knows onnxruntime-int8, openvino, openvino-int8; found 'tflite'"),
         (("--targets", "host,arm65"), "arm65"),
         (("--labels", "labels"), "--labels names an array of --data"),
     ],
