@@ -1,7 +1,8 @@
 """The profiles on real networks: `python -m benchmarks.profiles [--json FILE] [names of profiles]`.
 
 For each network and profile: the export's own lint, whether onnxruntime loads it, and its top-1 beside that of float, on the same images.
-A network is calibrated once; each profile chooses its scales from what was seen. Powers of two may lose two points, all else one.
+A network is calibrated once for weights with a scale for each channel and once for those with one; each profile chooses its own scales from
+what was seen. Powers of two may lose two points, all else one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from qcompiler.backends.onnx.lint import lint
 from qcompiler.exchange import written
 from qcompiler.frontend.importer import import_model
 from qcompiler.passes.pipeline import Measured, Options, exchange_graph, measured
+from qcompiler.passes.scheme import Scheme
 from qcompiler.profiles import TargetProfile, names, profile_named
 
 TESTED = ("cifar10_resnet20", "imagenet_mobilenetv2")
@@ -65,15 +67,21 @@ def top1(model: ModelProto | Path, network: Network) -> float:
 
 def rows_of(network: Network, profiles: Sequence[str], limit: int | None, preferred: bool) -> list[Row]:
     """All profiles, with each type of activations that they know or the preferred one alone, on one network."""
-    graph = import_model(network.path)
-    feeds = ({graph.inputs[0].name: x} for x, _ in network.batches("calib", limit))
-    found, floats = measured(graph, feeds, Options()), top1(network.path, network)
-    rows = []
+    floats, found, rows = top1(network.path, network), dict[bool, Measured](), list[Row]()
     for profile in map(profile_named, profiles):
         for kind in profile.activations.types[: 1 if preferred else None]:
-            rows.append(_row(network, profile, kind.value, found, floats))
+            scheme = profile.scheme(profile.stored(kind.value))
+            if scheme.per_channel not in found:
+                found[scheme.per_channel] = _measured(network, scheme, limit)
+            rows.append(_row(network, profile, kind.value, found[scheme.per_channel], floats))
             click.echo(line(rows[-1]))
     return rows
+
+
+def _measured(network: Network, scheme: Scheme, limit: int | None) -> Measured:
+    graph = import_model(network.path)
+    feeds = ({graph.inputs[0].name: x} for x, _ in network.batches("calib", limit))
+    return measured(graph, feeds, replace(Options(), scheme=scheme))
 
 
 def _row(network: Network, profile: TargetProfile, kind: str, found: Measured, floats: float) -> Row:

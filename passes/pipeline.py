@@ -236,7 +236,7 @@ def evened(graph: Graph, shown: Mapping[Value, Statistics], options: Options, de
     """The same function with channels of more equal ranges, `shown` on some samples."""
     if options.equalize:
         graph = relax_clips(graph, shown)
-        graph = watched("equalize", equalize(graph, by_name(graph, shown), declined), Stage.float)
+        graph = watched("equalize", equalize(graph, by_name(graph, shown), declined, options.scheme.per_channel), Stage.float)
     if options.reparameterize:
         graph = watched("reparameterize", reparameterize(graph, by_name(graph, shown), declined), Stage.float)
         graph = watched("equalize_attention", equalize_attention(graph, by_name(graph, shown), declined), Stage.float)

@@ -39,9 +39,8 @@ def export(
     row = profile_named(profile) if isinstance(profile, str) else profile
     graph = import_forms(model, shapes)[0]
     batches = calibration if calibration is not None else synthetic_batches(graph, SYNTHETIC_SAMPLES)
-    scheme = row.scheme(row.stored(stored))
-    found = measured(graph, batches, options, progress)
-    return written(exchange_graph(found, replace(options, scheme=scheme)), row, stored)
+    options = replace(options, scheme=row.scheme(row.stored(stored)))
+    return written(exchange_graph(measured(graph, batches, options, progress), options), row, stored)
 
 
 def written(graph: Graph, profile: TargetProfile, stored: str | None = None) -> ModelProto:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from toy_objects import ARCHITECTURES, INTERFACE, TOY, answer, answer_f32, compiled, platform, rows, toy
 
+from qcompiler.api import build, quantize_model
 from qcompiler.backends import emulate, qemu
 from qcompiler.backends.emulate import UnicornExecutor, emulated
 from qcompiler.backends.image import flatten
@@ -15,6 +16,7 @@ from qcompiler.backends.package import Artifact, write_artifact
 from qcompiler.runtime import MachineError, Program
 
 FOREIGN = "aarch64" if platform().arch == "x86_64" else "x86_64"
+MOBILENET = Path(__file__).resolve().parents[3] / "shared" / "zoo" / "imagenet_mobilenetv2.onnx"
 needs_qemu = pytest.mark.skipif(bool(qemu.missing_tools("aarch64")), reason=f"not installed: {', '.join(qemu.missing_tools('aarch64'))}")
 
 
@@ -114,3 +116,17 @@ def test_a_mapped_image_is_not_copied(tmp_path: Path) -> None:
     (tmp_path / "model.img").write_bytes(flatten(toy("aarch64")).data)
     code = map_file(tmp_path / "model.img")
     assert UnicornExecutor(code, {}, "aarch64")._image is code
+
+
+@needs_qemu
+@pytest.mark.slow
+@pytest.mark.skipif(not MOBILENET.is_file(), reason="needs the networks of ../shared/zoo")
+def test_a_large_network_in_the_static_runner_gives_the_bits_of_this_machine() -> None:
+    model = quantize_model(MOBILENET)
+    here, there = build(model), build(model, "arm64")
+    runner = Program(there.interface, qemu.QemuExecutor(there.image.data, there.image.entries, there.image.arch))
+    feeds = {v.name: np.random.default_rng(0).standard_normal(v.shape).astype(np.float32) for v in here.interface.inputs}
+    made, expected = runner.run(feeds), here.run(feeds)
+    assert list(made) == list(expected)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(made[name], values, strict=True)

@@ -9,7 +9,7 @@ from qcompiler.ir.interpret import evaluate
 from qcompiler.ir.ops import AveragePool, Concat, Conv, MaxPool, Pad, Slice
 from qcompiler.ir.pointwise import Add, Clip, LeakyRelu, Mul, Sigmoid
 from qcompiler.passes.calibrate.statistics import observe
-from qcompiler.passes.equalize import ALPHA, BOUND, channel_classes, class_scales, equalize
+from qcompiler.passes.equalize import ALPHA, ALPHA_ONE_SCALE, ALPHA_WHOLE, BOUND, channel_classes, class_scales, equalize
 from qcompiler.passes.storage_points import storage_points
 
 
@@ -63,6 +63,15 @@ def test_scales_are_bounded_and_dead_channels_left():
     classes = {v: channel_classes(graph_of(v))[v]}
     s = class_scales(classes, {v: observe(np.array([[0.0, 1e-6, 0.25, 1.0]], np.float32), 1)})
     np.testing.assert_allclose(s[classes[v]], [1.0, 1 / BOUND, 0.25**ALPHA, 1.0])
+
+
+@pytest.mark.parametrize(("per_channel", "share"), [(True, ALPHA_WHOLE), (False, ALPHA_ONE_SCALE)])
+def test_depthwise_weights_take_up_a_scale_where_they_have_one_for_each_channel(per_channel, share):
+    b = Build()
+    v = b.conv(b.input(1, 1, 1, 3), 4)
+    classes = channel_classes(graph_of(b.conv(v, 4, groups=4)))
+    s = class_scales(classes, {v: observe(np.array([[0.5, 0.25, 0.125, 1.0]], np.float32), 1)}, per_channel)
+    np.testing.assert_allclose(s[classes[v]], np.array([0.5, 0.25, 0.125, 1.0]) ** share)
 
 
 def test_channels_keep_their_scale_through_concat_and_slice():
