@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from qcompiler.errors import UnsupportedModel
 from qcompiler.ir.graph import Declined, Graph, Sweep, Value, apply, rewrite
-from qcompiler.ir.ops import ArgMax, Cast, Const, Conv, Dequantize, Input, MatMul, Pad, PadMode, Quantize, Softmax
+from qcompiler.ir.ops import ArgMax, Cast, Const, Conv, Dequantize, Input, Integers, MatMul, Pad, PadMode, Quantize, Softmax
 from qcompiler.ir.pointwise import Add, Div, Max, Min, Mul, Not, PRelu, Reciprocal, Sub, Unary
 from qcompiler.ir.sequence import Attention, Normalize, Rotate
 from qcompiler.ir.types import DType
@@ -41,7 +41,7 @@ def problem(v: Value) -> str | None:
     """Why the float value `v` has no integer form, or None."""
     what = f"{type(v.op).__name__} '{v.name}'"
     match v.op:
-        case Const() | Input() | Quantize() | Dequantize() | ArgMax() | Softmax():
+        case Const() | Input() | Quantize() | Dequantize() | Integers() | ArgMax() | Softmax():
             return None
         case Conv() if not _constant_weights(v):
             return f"{what} has weights that are computed at run time; expected constants"

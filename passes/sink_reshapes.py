@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qcompiler.ir.graph import Declined, Graph, Rule, Sweep, Value, apply, rewrite
-from qcompiler.ir.ops import Cast, Const, Conv, Dequantize, Quantize, Reshape, Slice
+from qcompiler.ir.ops import Cast, Const, Conv, Dequantize, Integers, Quantize, Reshape, Slice
 from qcompiler.ir.pointwise import Add, Binary, Unary
 from qcompiler.ir.sequence import Normalize
 
@@ -19,7 +19,7 @@ def sink_reshapes(graph: Graph, declined: Declined | None = None) -> Graph:
 
 def sink_reshape(v: Value, sweep: Sweep) -> Value | None:
     """op(reshape(x)) = reshape(op(x)) for pointwise operators, with constants reshaped, too."""
-    if not v.inputs or not isinstance(v.inputs[0].op, Reshape) or not isinstance(v.op, (Unary, Binary, Cast, Quantize, Dequantize)):
+    if not v.inputs or not isinstance(v.inputs[0].op, Reshape) or not isinstance(v.op, (Unary, Binary, Cast, Quantize, Dequantize, Integers)):
         return None
     x = v.inputs[0].inputs[0]
     if isinstance(x.op, Const) or v.shape != v.inputs[0].shape or 0 in v.shape or any(t.quant and t.quant.axis is not None for t in (v.type, x.type)):

@@ -21,6 +21,7 @@ from qcompiler.ir.ops import (
     Dequantize,
     Expand,
     Gather,
+    Integers,
     MatMul,
     Op,
     Pad,
@@ -131,7 +132,7 @@ def _remap(v: Value, perm: Axes) -> Op | None:
             return Gather(perm[axis])
         case Quantize(type) if type.quant is None or type.quant.axis is None:
             return v.op
-        case Dequantize() if v.inputs[0].type.quant is not None and v.inputs[0].type.quant.axis is None:
+        case Dequantize() | Integers() if v.inputs[0].type.quant is not None and v.inputs[0].type.quant.axis is None:
             return v.op
     return None
 

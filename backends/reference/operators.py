@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qcompiler.ir import integer, interpret
 from qcompiler.ir.graph import Value
-from qcompiler.ir.ops import ArgMax, Op
+from qcompiler.ir.ops import ArgMax, Integers, Op
 from qcompiler.ir.types import DType
 from qcompiler.numerics import attention, normalize
 from qcompiler.numerics.requantize import FRACTION_BITS, Multiplier, narrow, requantize, requantize_wide
@@ -197,4 +197,5 @@ MEANINGS: dict[type[Op], Meaning] = {
     integer.IntAttention: _attention,
     integer.IntRotate: _rotate,
     ArgMax: _argmax,
+    Integers: lambda op, v, q: q.view(v.type.dtype.numpy) ^ v.type.dtype.numpy.type(op.sign_bit(v.inputs[0].type)),
 }

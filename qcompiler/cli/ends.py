@@ -1,4 +1,4 @@
-"""Options that put what stands around a network into its program: `--input u8`, `--answer argmax` and `--answer topk:N`."""
+"""Options that put what stands around a network into its program: `--input u8`, `--answer argmax`, `--answer topk:N` and `--answer u8`."""
 
 from __future__ import annotations
 
@@ -21,25 +21,51 @@ if TYPE_CHECKING:
 
 Shapes = dict[str, list[tuple[int, ...]]]
 INPUT_HELP = "what the program takes: u8 are the pixels themselves; --scale, --mean and --std become part of it, --layout is theirs"
-ANSWER_HELP = "what the program gives: scores; argmax, the index of the greatest (int64); or topk:N, the indices of the N greatest"
+ANSWER_HELP = (
+    "what the program gives: scores; argmax, the index of the greatest (int64); topk:N, the indices of the N greatest; "
+    "or u8, bytes of 1/255 each (u8:STEP: of STEP each), as of images"
+)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Scores, or classes: the greatest alone, or `count` of them in order."""
+    """Scores; classes: the greatest alone, or `count` of them in order; or bytes of `step` each."""
 
     classes: bool = False
     count: int | None = None
+    step: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> Answer:
-        """Of scores, argmax or topk:N; UsageError otherwise."""
+        """Of scores, argmax, topk:N, u8 or u8:STEP; UsageError otherwise."""
         kind, colon, number = text.partition(":")
         if kind == "topk" and number.isdecimal() and int(number) > 0:
             return cls(True, int(number))
+        if kind == "u8" and (not colon or (step := _number(number)) is not None):
+            return cls(step=step if colon else 1 / 255)
         if colon or kind not in ("scores", "argmax"):
-            raise UsageError(f"expected --answer scores, argmax or topk:N with N from 1 on, found {text!r}")
+            raise UsageError(f"expected --answer scores, argmax, topk:N with N from 1 on, u8 or u8:STEP, found {text!r}")
         return cls(kind == "argmax")
+
+    @property
+    def is_scores(self) -> bool:
+        """Whether the network's outputs stay as they are."""
+        return not self.classes and self.step is None
+
+    def applied(self, network: str | onnx.ModelProto) -> str | onnx.ModelProto:
+        """The network with this answer."""
+        from qcompiler.frontend.ends import give_bytes, name_classes
+
+        if self.step is not None:
+            return give_bytes(network, self.step)
+        return name_classes(network, self.count) if self.classes else network
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -57,7 +83,7 @@ class Ends:
     @property
     def change(self) -> bool:
         """Whether anything is put into the network."""
-        return self.pixels or self.answer.classes
+        return self.pixels or not self.answer.is_scores
 
     def reading(self, how: Preprocessing) -> Preprocessing:
         """How data for the network itself is read: --layout is that of the program's pixels."""
@@ -65,7 +91,7 @@ class Ends:
 
     def applied(self, model: str, how: Preprocessing, shapes: Shapes) -> tuple[str | onnx.ModelProto, Shapes]:
         """The network with its ends, and the shapes that are still to be fixed."""
-        from qcompiler.frontend.ends import name_classes, take_pixels
+        from qcompiler.frontend.ends import take_pixels
 
         if not self.change:
             return model, shapes
@@ -74,7 +100,7 @@ class Ends:
             raise UsageError(f"--input u8 takes one shape of each input, found {len(shapes[several])} of '{several}'")
         single = {name: forms[0] for name, forms in shapes.items()}
         network = take_pixels(model, pixels_of(how), single) if self.pixels else model
-        return name_classes(network, self.answer.count) if self.answer.classes else network, {} if self.pixels else shapes
+        return self.answer.applied(network), {} if self.pixels else shapes
 
     def data(self, model: str, how: Preprocessing, data: Dataset) -> Dataset:
         """`data` of the network as the program takes it."""
@@ -115,6 +141,6 @@ def ends_options(command: F) -> F:
     gathered.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     chosen = (
         click.option("--input", type=click.Choice(["quantized", "u8"]), default="quantized", show_default=True, help=INPUT_HELP),
-        click.option("--answer", default="scores", show_default=True, metavar="scores|argmax|topk:N", help=ANSWER_HELP),
+        click.option("--answer", default="scores", show_default=True, metavar="scores|argmax|topk:N|u8[:STEP]", help=ANSWER_HELP),
     )
     return stacked(gathered, chosen)  # type: ignore[return-value]

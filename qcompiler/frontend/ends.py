@@ -2,6 +2,7 @@
 
     x = (scale * p - mean) / std        p: uint8 pixels, mean and std per channel; also from channels-last to channels-first
     y = argmax(scores)                  along the last axis
+    y = clip(round(scores / step), 0, 255)    bytes, of images say
 
 The nodes are put into the ONNX model before it is imported; everything behind (folding into the first convolution, quantization, proof) treats
 them as the network's own. A scale is folded always, a mean where the first convolution pads nothing: padding of zeros comes after
@@ -10,6 +11,7 @@ the mean was subtracted, so there the affine map is a depthwise layer of its own
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +72,31 @@ def name_classes(model: onnx.ModelProto | str, count: int | None = None) -> onnx
         proto.graph.node.append(helper.make_node("TopK", [scores, f"{result}.k"], [f"{result}.scores", result], name=result, axis=-1))
     del proto.graph.output[:]
     proto.graph.output.append(helper.make_tensor_value_info(result, TensorProto.INT64, None))
+    return proto
+
+
+def give_bytes(model: onnx.ModelProto | str, step: float = 1 / 255) -> onnx.ModelProto:
+    """`model` with its first output as uint8 numbers of `step` each, what lies outside of 0 to 255 steps saturated; further outputs are dropped.
+
+    UsageError where that output is no real numbers, or `step` not positive.
+    """
+    if not 0 < step < math.inf:
+        raise UsageError(f"expected a positive step for the answer in bytes, found {step:g}")
+    proto = onnx.ModelProto()
+    proto.CopyFrom(load_model(model))
+    given = proto.graph.output[0]
+    if given.type.tensor_type.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
+        kind = TensorProto.DataType.Name(given.type.tensor_type.elem_type)
+        raise UsageError(f"expected real numbers to give as bytes, found output '{given.name}' of {kind}")
+    scores, result = given.name, f"{given.name}.u8"
+    if given.type.tensor_type.elem_type != TensorProto.FLOAT:
+        proto.graph.node.append(helper.make_node("Cast", [scores], [f"{result}.real"], name=f"{result}.real", to=TensorProto.FLOAT))
+        scores = f"{result}.real"
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(step, np.float32), f"{result}.step"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(0, np.uint8), f"{result}.zero"))
+    proto.graph.node.append(helper.make_node("QuantizeLinear", [scores, f"{result}.step", f"{result}.zero"], [result], name=result))
+    given.name, given.type.tensor_type.elem_type = result, TensorProto.UINT8
+    del proto.graph.output[1:]
     return proto
 
 

@@ -18,7 +18,7 @@ from qcompiler.frontend.load import load_model, opset_of, tensor_array
 from qcompiler.frontend.node import Importer, Node, Unsupported, numpy_dtype
 from qcompiler.frontend.table import IMPORTERS, READS_QUANTIZED
 from qcompiler.ir.graph import Graph, Value, apply
-from qcompiler.ir.ops import Input, constant
+from qcompiler.ir.ops import Input, Integers, constant
 from qcompiler.ir.types import TensorType
 
 KEEPS_AXES = ("DequantizeLinear", "Clip", "Transpose", "Identity", "Dropout", "Shape", "Size")
@@ -99,7 +99,18 @@ def _finished(run: _Import, graph: onnx.GraphProto) -> Graph:
     names = tuple(o.name for o in graph.output)
     if not names:
         raise ModelError("the model has no outputs; export it again")
-    return Graph(tuple(inputs), tuple(_known(run.values, n, "the graph's outputs") for n in names), names)
+    return Graph(tuple(inputs), tuple(_output(run, o) for o in graph.output), names)
+
+
+def _output(run: _Import, info: onnx.ValueInfoProto) -> Value:
+    """The value of an output: of one that is quantized the integers, in the type that the model declares."""
+    v, declared = _known(run.values, info.name, "the graph's outputs"), info.type.tensor_type.elem_type
+    if v.type.quant is None:
+        return v
+    try:
+        return apply(Integers(numpy_dtype(declared) if declared else v.type.dtype), v, name=info.name)
+    except ValueError as e:
+        raise ModelError(f"output '{info.name}' is declared {onnx.TensorProto.DataType.Name(declared)}, but {e}; export the model again") from None
 
 
 def _known(values: Mapping[str, Value | None], name: str, reader: str) -> Value:

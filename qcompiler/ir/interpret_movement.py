@@ -107,6 +107,13 @@ def cast(op: ops.Cast, xp: Namespace, x: Array) -> Array:
     return x != 0 if op.dtype is DType.bool and x.dtype != xp.bool else xp.astype(x, dtype_in(xp, op.dtype))
 
 
+def integers(op: ops.Integers, xp: Namespace, x: Array) -> Array:
+    """Of the same width, moved by half the range where one has a sign."""
+    to = dtype_in(xp, op.dtype)
+    half = 1 << (8 * op.dtype.numpy.itemsize - 1)
+    return x if x.dtype == to else xp.astype(xp.astype(x, xp.int32) + (-half if op.dtype.numpy.kind == "i" else half), to)
+
+
 def where(op: ops.Where, xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
     """One or the other by a condition."""
     return xp.where(condition, a, b)
@@ -122,5 +129,6 @@ KERNELS: Mapping[type[ops.Op], Kernel] = {
     ops.Pad: pad,
     ops.Gather: gather,
     ops.Cast: cast,
+    ops.Integers: integers,
     ops.Where: where,
 }

@@ -409,3 +409,19 @@ class Dequantize(Op):
         if x.quant is None:
             raise ValueError(f"{x} is not quantized")
         return TensorType(x.shape)
+
+
+@dataclass(frozen=True)
+class Integers(Op):
+    """The integers q of a quantized operand, as plain ones of a `dtype` of the same width: moved by half the range where one has a sign."""
+
+    dtype: DType
+
+    def infer(self, x: TensorType) -> TensorType:
+        if x.quant is None or x.dtype.numpy.itemsize != self.dtype.numpy.itemsize:
+            raise ValueError(f"{x} is not quantized in the width of {self.dtype.name}")
+        return TensorType(x.shape, self.dtype)
+
+    def sign_bit(self, x: TensorType) -> int:
+        """What integers of the operand's type are xor-ed with to be those of the result."""
+        return 0 if x.dtype is self.dtype else 1 << (8 * self.dtype.numpy.itemsize - 1)

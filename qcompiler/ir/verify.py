@@ -83,6 +83,7 @@ FLOAT_TABLE: Table = {
     ops.Const: Legal(ANY),
     ops.Quantize: Legal(QUANTIZED, (FLOAT,)),
     ops.Dequantize: Legal(FLOAT, (QUANTIZED,)),
+    ops.Integers: Legal(PLAIN, (QUANTIZED,)),
 }
 
 INTEGER_TABLE: Table = {
@@ -91,6 +92,7 @@ INTEGER_TABLE: Table = {
     ops.Const: Legal(INTEGER),
     ops.Quantize: Legal(ACTIVATION, (FLOAT,)),
     ops.Dequantize: Legal(FLOAT, (EITHER,)),
+    ops.Integers: Legal(PLAIN, (EITHER,)),
     ops.Gather: Legal(INTEGER, (INTEGER, INDEX)),
     ops.ArgMax: Legal(INDEX, (EITHER,)),
     integer.IntConv: Legal(WORDS, (ACTIVATION, WEIGHTS, WORDS, EITHER, WORDS)),

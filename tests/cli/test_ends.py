@@ -55,6 +55,21 @@ def test_several_classes_in_order(run: Run, network: Path, calib: Path, evaluati
     assert run("verify", tmp_path / "topk3").exit_code == 0
 
 
-@pytest.mark.parametrize("answer", ["topk", "topk:0", "topk:x", "class", "argmax:2"])
+@pytest.mark.parametrize("answer", ["topk", "topk:0", "topk:x", "class", "argmax:2", "u8:", "u8:x"])
 def test_unknown_answers_are_refused(run: Run, network: Path, tmp_path: Path, answer: str) -> None:
     assert "expected --answer scores" in failed(run(network, "--answer", answer, "-o", tmp_path / "x"), 2)
+
+
+def test_scores_as_bytes(run: Run, network: Path, calib: Path, evaluation: Path, tmp_path: Path) -> None:
+    """The step is the reader's; what is compared with the float network are its scores, saturated and rounded in the same way."""
+    for answer in ("scores", "u8:0.1"):
+        result = run(network, "--calib", calib, "--answer", answer, "-o", tmp_path / answer[:2])
+        assert result.exit_code == 0, result.output
+    images = np.load(evaluation)["input"]
+    scores, found = (qcompiler.load(tmp_path / name).run({"input": images}) for name in ("sc", "u8"))
+    (scores,), ((name, found),) = scores.values(), found.items()
+    assert (name, found.dtype) == ("logits.u8", np.uint8)
+    assert np.abs(np.clip(np.rint(scores / 0.1), 0, 255) - found).max() <= 3
+    assert run("verify", tmp_path / "u8", "--data", evaluation).exit_code == 0
+    assert "#define MODEL_OUTPUT_0_TYPE unsigned char" in (tmp_path / "u8/model.h").read_text()
+    assert "positive step" in failed(run(network, "--answer", "u8:-1", "-o", tmp_path / "x"), 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 import qcompiler
 from qcompiler.backends.llvm.target import TARGETS
-from qcompiler.errors import UsageError
-from qcompiler.frontend.ends import Pixels, as_pixels, name_classes, take_pixels
+from qcompiler.backends.onnx import export_qdq, export_qoperator
+from qcompiler.errors import ModelError, UsageError
+from qcompiler.frontend.ends import Pixels, as_pixels, give_bytes, name_classes, take_pixels
+from qcompiler.frontend.importer import import_model
+from qcompiler.ir.graph import Graph
 from qcompiler.ir.integer import IntCast, IntConv
 from qcompiler.ir.ops import Transpose
+from qcompiler.passes.pipeline import quantize
 
 MODELS = Path(__file__).parents[2] / "models"
 RESNET = MODELS / "digits_resnet.onnx"
@@ -104,6 +109,85 @@ def test_pixels_to_classes_on_the_bundled_digits() -> None:
     assert (found == data["labels"]).mean() >= 0.985
     ((_, integer),) = program.run_integer({"input": given}).items()
     assert np.array_equal(found, integer)
+
+
+def quantized_end(kind: int, bounded: bool = True, transposed: bool = False) -> onnx.ModelProto:
+    """The network of colors without its mean, its sigmoid as integers of `kind`, perhaps channels-last."""
+    model = color_network()
+    del model.graph.node[3:], model.graph.output[:]
+    zero = np.array(32768 if kind == TensorProto.UINT16 else 0, helper.tensor_dtype_to_np_dtype(kind))
+    model.graph.initializer.append(numpy_helper.from_array(zero, "zero"))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(1 / 255), "step"))
+    last = ["q"] if transposed else ["answer"]
+    model.graph.node.append(helper.make_node("Sigmoid", ["c"], ["p"]))
+    model.graph.node.append(helper.make_node("QuantizeLinear", ["p" if bounded else "c", "step", "zero"], last))
+    if transposed:
+        model.graph.node.append(helper.make_node("Transpose", last, ["answer"], perm=(0, 2, 3, 1)))
+    model.graph.output.append(helper.make_tensor_value_info("answer", kind, [1, "a", "b", "c"]))
+    model.opset_import[0].version = 21
+    model.ir_version = 10
+    return model
+
+
+ENDS = {
+    "u8": quantized_end(TensorProto.UINT8),
+    "i8": quantized_end(TensorProto.INT8),
+    "u8 channels-last": quantized_end(TensorProto.UINT8, transposed=True),
+    "i16": quantized_end(TensorProto.INT16, bounded=False),
+    "u16": quantized_end(TensorProto.UINT16, bounded=False, transposed=True),
+}
+
+
+@pytest.mark.parametrize("target", [*TARGETS])
+@pytest.mark.parametrize("name", ENDS)
+def test_quantized_outputs_are_integers_of_the_declared_type(name: str, target: str) -> None:
+    """`run`, `run_integer` and the reference alike, near what onnxruntime makes of the float part."""
+    row, model = TARGETS[target], ENDS[name]
+    data, model = pictures(3), take_pixels(model, COLOR)
+    program = qcompiler.compile(model, row if row.runs_here else row.generic(), [{"image": data}])
+    expected, reference = floats(model, data), program.reference({"image": data})["answer"]
+    assert reference.dtype == expected.dtype
+    assert reference.tobytes() == program.run({"image": data})["answer"].tobytes() == program.run_integer({"image": data})["answer"].tobytes()
+    (described,) = program.interface.outputs
+    assert (described.dtype, described.storage, described.scale) == (str(expected.dtype), str(expected.dtype), None)
+    assert np.sqrt(np.mean((reference.astype(float) - expected) ** 2)) < 5
+    assert expected.std() > 10
+    assert expected.shape == reference.shape
+
+
+@pytest.mark.parametrize("export_model", [export_qdq, export_qoperator])
+@pytest.mark.parametrize("name", [n for n in ENDS if "8" in n])
+def test_quantized_outputs_are_exported_in_the_declared_type(name: str, export_model: Callable[[Graph], onnx.ModelProto]) -> None:
+    data = (np.random.default_rng(1).standard_normal((3, 3, 12, 10)) * 0.7).astype(np.float32)
+    made = export_model(quantize(import_model(ENDS[name]), [{"image": data}]).exchange_graph)
+    onnx.checker.check_model(made)
+    found, expected = floats(made, data), floats(ENDS[name], data)
+    assert found.dtype == expected.dtype
+    assert np.sqrt(np.mean((found.astype(float) - expected) ** 2)) < 5
+
+
+@pytest.mark.parametrize("step", [1 / 255, 0.01])
+def test_the_answer_in_bytes(step: float) -> None:
+    model = give_bytes(color_network(), step)
+    onnx.checker.check_model(model)
+    data = (np.random.default_rng(1).standard_normal((16, 3, 12, 10)) * 2).astype(np.float32)
+    program = qcompiler.compile(model, calibration=[{"image": data}])
+    ((name, found),) = program.run({"image": data}).items()
+    real = np.clip(np.rint(floats(color_network(), data) / step), 0, 255)
+    assert (name, found.dtype) == ("scores.u8", np.uint8)
+    assert np.abs(found - real).max() <= 4
+    assert found.max() > 10 * 4
+    with pytest.raises(UsageError, match="positive step"):
+        give_bytes(color_network(), 0.0)
+    with pytest.raises(UsageError, match="expected real numbers to give as bytes, found output 'scores.u8' of UINT8"):
+        give_bytes(model)
+
+
+def test_a_declared_type_of_another_width_is_refused() -> None:
+    model = quantized_end(TensorProto.UINT8)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT16
+    with pytest.raises(ModelError, match="output 'answer' is declared INT16"):
+        qcompiler.compile(model, calibration=None)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from qcompiler.ir.ops import (
     Expand,
     Gather,
     Input,
+    Integers,
     MaxPool,
     Op,
     Pad,
@@ -233,6 +234,9 @@ class Builder:
 
     def cast(self, x: Value) -> Value:
         return self.apply(IntCast(quantized(x.shape, Quantization.per_tensor(1.0))), x)
+
+    def integers(self, x: Value, dtype: DType) -> Value:
+        return self.apply(Integers(dtype), x)
 
     def raw_input(self, dtype: DType, *shape: int) -> Value:
         """An input of integers without quantization."""

@@ -1,4 +1,7 @@
-"""`IntCast`: integers of any width, signed or not, saturated to int8; uint8 with zero point -128 is moved there by the sign bit."""
+"""`IntCast`: integers of any width, signed or not, saturated to int8; uint8 with zero point -128 is moved there by the sign bit.
+
+`Integers`: the other way, of one width, nothing saturated.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,19 @@ from qcompiler.backends.llvm import instrs
 from qcompiler.backends.llvm.dsl import Index, Kernel
 from qcompiler.backends.llvm.launch import Launch
 from qcompiler.backends.llvm.target import Target
+from qcompiler.ir.ops import Integers
 from qcompiler.ir.types import DType
 from qcompiler.passes.plan_memory import Run
 
 from .reduce import stored_xor
-from .rows import Strides, merged, operands, result_of, walk
+from .rows import Operand, Strides, merged, operands, result_of, walk
 
 LANES = 16
 
 
 @dataclass(frozen=True)
 class CastConfig:
-    """Rows of `n` elements of `size` bytes, `step` bytes apart, to consecutive bytes; outer axes with the strides of x and y."""
+    """Rows of `n` elements of `size` bytes, `step` bytes apart, to consecutive elements; outer axes with the strides of x and y."""
 
     shape: tuple[int, ...]
     x: Strides
@@ -30,29 +34,41 @@ class CastConfig:
     step: int
     size: int
     saturates: bool
-    """Whether some of the integers may be too great for int8."""
+    """To int8, for which some of the integers may be too great."""
     signed: bool
     stored: int
     """What a byte of x is xor-ed with to be what it means."""
     xor: int
-    """What turns an int8 number into a stored byte of y."""
+    """What turns the number into a stored element of y."""
 
 
 def plan_cast(run: Run, target: Target) -> Iterable[Launch]:
     """`IntCast`."""
     x, y = operands(run)[0], result_of(run)
-    kind = run.step.producer.inputs[0].type.dtype
-    shape, (read, written) = merged(x.shape, [x.layout.strides, y.layout.strides])
-    if not shape or written[-1] != 1:
-        shape, read, written = (*shape, 1), (*read, kind.numpy.itemsize), (*written, 1)
+    kind, quant = run.step.producer.inputs[0].type.dtype, run.step.producer.type.quant
     signed = kind is not DType.bool and kind.numpy.kind == "i"
-    rows, size = (shape[:-1], read[:-1], written[:-1], shape[-1], read[-1]), kind.numpy.itemsize
-    quant = run.step.producer.type.quant
     assert quant is not None
     offset = quant.zero_point[0] & 0xFF
-    xor = stored_xor(y, target) ^ offset
-    config = CastConfig(*rows, size, not offset, signed, stored_xor(x, target) if size == 1 else 0, xor)
+    stored = stored_xor(x, target) if x.bits == 8 else 0
+    config = CastConfig(*_rows(x, y), not offset, signed, stored, stored_xor(y, target) ^ offset)
     yield Launch(emit_cast, config, ("x", "y"), (x.argument, y.argument), run.step.result.name)
+
+
+def plan_integers(run: Run, target: Target) -> Iterable[Launch]:
+    """`Integers`."""
+    x, y, v = operands(run)[0], result_of(run), run.step.producer
+    assert isinstance(v.op, Integers)
+    xor = stored_xor(y, target) ^ v.op.sign_bit(v.inputs[0].type)
+    config = CastConfig(*_rows(x, y), False, False, stored_xor(x, target), xor)
+    yield Launch(emit_cast, config, ("x", "y"), (x.argument, y.argument), run.step.result.name)
+
+
+def _rows(x: Operand, y: Operand) -> tuple[tuple[int, ...], Strides, Strides, int, int, int]:
+    """The outer axes with the strides of both, and the rows: elements, bytes between them, bytes of one."""
+    shape, (read, written) = merged(x.shape, [x.layout.strides, y.layout.strides])
+    if not shape or written[-1] != y.itemsize:
+        shape, read, written = (*shape, 1), (*read, x.itemsize), (*written, y.itemsize)
+    return shape[:-1], read[:-1], written[:-1], shape[-1], read[-1], x.itemsize
 
 
 def emit_cast(k: Kernel, c: CastConfig) -> None:
@@ -64,7 +80,8 @@ def emit_cast(k: Kernel, c: CastConfig) -> None:
         value = k.b.load((x + first * c.step).ir, align=1, typ=instrs.vector_type((lanes, 8 * c.size)))
         number = k.b.xor(value, instrs.splat(value.type, c.stored))
         octets = _saturated(k, number, c.signed) if c.saturates else number
-        k.b.store(k.b.xor(octets, instrs.splat(octets.type, c.xor)), (y + first).ir, align=1)
+        at = first * (octets.type.element.width // 8)
+        k.b.store(k.b.xor(octets, instrs.splat(octets.type, c.xor)), (y + at).ir, align=1)
 
 
 def _saturated(k: Kernel, x: Any, signed: bool) -> Any:

@@ -28,14 +28,14 @@ from qcompiler.ir.integer import (
     IntSumPool,
     Lookup,
 )
-from qcompiler.ir.ops import ArgMax, Const, Gather, MaxPool, Op, Pad, Reduce, Resize
+from qcompiler.ir.ops import ArgMax, Const, Gather, Integers, MaxPool, Op, Pad, Reduce, Resize
 from qcompiler.ir.types import DType
 from qcompiler.passes.partition import Step
 from qcompiler.passes.plan_memory import Action, Copy, Fill, Run
 
 from .attention import plan_attention
 from .attention_plan import attention_scratch
-from .cast import plan_cast
+from .cast import plan_cast, plan_integers
 from .elementwise import plan_lookup, plan_mul, plan_narrow, plan_pointwise, plan_sum
 from .gather import plan_gather
 from .matmul import plan_matmul
@@ -70,6 +70,7 @@ PLANNERS: dict[type[Op], Planner] = {
     IntNormalize: plan_normalize,
     IntRotate: plan_rotate,
     IntCast: plan_cast,
+    Integers: plan_integers,
     IntNarrow: plan_narrow,
     Gather: plan_gather,
     Pad: plan_take,

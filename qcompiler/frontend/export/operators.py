@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import singledispatch
 from typing import Any
 
@@ -335,3 +336,17 @@ def _limited(w: Writer, x: str, v: Value) -> str:
 def _dequantize(op: ops.Dequantize, v: Value, w: Writer) -> None:
     perm = w.layout(v.inputs[0])
     w.place(v, w.dequantize(v.inputs[0], perm, v.name), perm)
+
+
+@emit.register
+def _integers(op: ops.Integers, v: Value, w: Writer) -> None:
+    """Of the declared type: by another pair of the same scale, where the graph keeps them in a type of the other sign."""
+    q, perm = v.inputs[0], w.layout(v.inputs[0])
+    name, quant = w.read(q), q.type.quant
+    assert quant is not None
+    if q.type.dtype is not op.dtype:
+        half = op.sign_bit(q.type) * (1 if q.type.dtype.numpy.kind == "i" else -1)
+        moved = replace(quant, zero_point=tuple(z + half for z in quant.zero_point))
+        operands = [w.dequantize(q, perm, f"{v.name}_real"), *w.affine(moved, op.dtype, v.name)]
+        name = w.node("QuantizeLinear", operands, v.name, w.quantizer_domain(op.dtype), **axis_attribute(moved, perm))
+    w.place(v, name, perm)

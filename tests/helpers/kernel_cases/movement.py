@@ -139,6 +139,22 @@ def casts(b):
     return made
 
 
+@case
+def stored_integers(b):
+    made = [b.integers(x, kind) for x in (b.input(3, 37), stored(b, 2, 5, 70), b.input(5)) for kind in (DType.u8, DType.i8)]
+    wide, x = [b.integers(b.wide_input(3, 21), kind) for kind in (DType.u16, DType.i16)], stored(b, 1, 4, 6, 5)
+    moved = [b.transpose(b.integers(x, DType.u8), 0, 3, 1, 2), b.integers(b.transpose(x, 0, 3, 1, 2), DType.u8)]
+    kept, parts = b.clamp(b.wide_input(2, 3, 9), -32768, 32767), [b.integers(x, DType.u8)] * 2
+    return [
+        *made,
+        *wide,
+        *moved,
+        b.concat(3, *parts),
+        b.integers(kept, DType.u16),
+        b.transpose(b.integers(kept, DType.i16), 2, 0, 1),
+    ]
+
+
 @wide
 def wide_movement(b):
     x, y = kept(b, 1, 3, 4, 5), b.wide_input(1, 3, 4, 5)
