@@ -66,6 +66,54 @@ def test_commands_run(
         assert result.exit_code == 0, f"{' '.join(words)}: {result.output}"
 
 
+def test_the_command_for_pixels_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On photographs, as a network of three channels wants them."""
+    from networks import efficientnet_lite
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
+    Path("model.onnx").write_bytes(efficientnet_lite().SerializeToString())
+    for n, image in enumerate(np.random.default_rng(2).integers(0, 256, (8, 48, 48, 3), dtype=np.uint8)):
+        Image.fromarray(image).save(f"images/{n}.png")
+    (words,) = commands("docs/embedding.md")
+    result = run(*words, "-o", "made")
+    assert result.exit_code == 0, result.output
+    assert run("verify", "made").exit_code == 0
+
+
+def test_the_command_for_lengths_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sentence_encoder import Encoder, sentences
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sentence_encoder.LONGEST", 128)
+    Path("encoder.onnx").write_bytes(Encoder().built().SerializeToString())
+    feeds = sentences(128, 4)
+    np.savez("sentences.npz", **{name: np.concatenate([f[name] for f in feeds]) for name in ("ids", "mask")})
+    (words,) = commands("docs/lengths.md")
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    assert run("verify", "build/encoder").exit_code == 0
+
+
+def test_the_commands_of_the_overview_run(
+    run: Run, artifact: Path, calib: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With files in place of the capitals, and what is optional left out."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(artifact, "made")
+    assert run(str(network), "--calib", str(calib), "-t", "onnx-qdq:qnn", "-o", "quantized.onnx").exit_code == 0
+    stands_for = {"ARTIFACT": "made", "DATA": str(calib), "MODEL.onnx": str(network), "P": "qnn"}
+    shown = [" ".join(words) for words in commands("docs/cli.md")]
+    assert len(shown) >= 7
+    for text in shown:
+        words = re.sub(r"\[.*?\]", "", text).split()
+        files = stands_for | {"MODEL.onnx": "quantized.onnx"} if words[0] == "lint" else stands_for
+        options = ["--calib", str(calib)] if words[0] == "MODEL.onnx" else []
+        result = run(*(files.get(word, word) for word in words), *options)
+        assert result.exit_code == 0, f"{text}: {result.output}"
+
+
 def test_the_tutorial_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = tmp_path / "models"
     models.mkdir()
