@@ -231,7 +231,7 @@ def test_python_classifies_jpeg_files(tmp_path: Path) -> None:
     from command_line import invoke
     from PIL import Image
 
-    options = ("--calib", MODELS / "digits_calib.npz", "--input", "u8", "--layout", "nhwc", "--answer", "argmax")
+    options = ("--calib", MODELS / "digits_calib.npz", "--input", "u8", "--layout", "nhwc", "--output", "argmax")
     result = invoke(MODELS / "digits_resnet.onnx", *options, "-o", tmp_path / "digits")
     assert result.exit_code == 0, result.output
     data = np.load(MODELS / "digits_eval.npz")

@@ -1,6 +1,6 @@
 """JPEG or PNG files in, classes out, with a program of pixels: python classify_image.py build/digits image.jpg ...
 
-    qcompile models/digits_resnet.onnx --calib models/digits_calib.npz --input u8 --layout nhwc --answer argmax -o build/digits
+    qcompile models/digits_resnet.onnx --calib models/digits_calib.npz --input u8 --layout nhwc --output argmax -o build/digits
 
 Needs numpy, Pillow and the runtime (`qcompiler`, or a wheel made by `qcompile package`). No float is computed anywhere: Pillow decodes and
 scales bytes, the program does the rest.

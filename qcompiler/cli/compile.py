@@ -66,7 +66,7 @@ SYNTHETIC = (
 @click.option("--tune", metavar="FILE.json", help=TUNE_HELP)
 @click.option("--name", default="model", show_default=True, help="prefix of the C functions")
 @click.option("--no-cache", is_flag=True, help="compile all code anew, and keep none of it in the user's cache folder")
-@click.option("-o", "--output", help="folder of the artifact, or the .onnx file of an ONNX target [default: build/MODEL-TARGET]")
+@click.option("-o", "--out", "output", help="folder of the artifact, or the .onnx file of an ONNX target [default: build/MODEL-TARGET]")
 @json_option
 def command(
     model: str,

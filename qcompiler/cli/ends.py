@@ -1,4 +1,4 @@
-"""Options that put what stands around a network into its program: `--input u8`, `--answer argmax`, `--answer topk:N` and `--answer u8`."""
+"""Options that put what stands around a network into its program: `--input u8`, `--output argmax`, `--output topk:N` and `--output u8`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Answer:
         if kind == "u8" and (not colon or (step := _number(number)) is not None):
             return cls(step=step if colon else 1 / 255)
         if colon or kind not in ("scores", "argmax"):
-            raise UsageError(f"expected --answer scores, argmax, topk:N with N from 1 on, u8 or u8:STEP, found {text!r}")
+            raise UsageError(f"expected --output scores, argmax, topk:N with N from 1 on, u8 or u8:STEP, found {text!r}")
         return cls(kind == "argmax")
 
     @property
@@ -141,6 +141,6 @@ def ends_options(command: F) -> F:
     gathered.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     chosen = (
         click.option("--input", type=click.Choice(["quantized", "u8"]), default="quantized", show_default=True, help=INPUT_HELP),
-        click.option("--answer", default="scores", show_default=True, metavar="scores|argmax|topk:N|u8[:STEP]", help=ANSWER_HELP),
+        click.option("--output", "answer", default="scores", show_default=True, metavar="scores|argmax|topk:N|u8[:STEP]", help=ANSWER_HELP),
     )
     return stacked(gathered, chosen)  # type: ignore[return-value]

@@ -16,7 +16,7 @@ from .show import say, show_json, size
 @click.option("--wheel", is_flag=True, required=True, help="a Python wheel with the program and its runtime, and without the compiler")
 @click.option("--name", help="name of the Python package [default: the program's prefix]")
 @click.option("--version", default="1.0", show_default=True, help="version of the wheel")
-@click.option("-o", "--output", default="dist", show_default=True, help="folder of the wheel")
+@click.option("-o", "--out", "output", default="dist", show_default=True, help="folder of the wheel")
 @json_option
 def command(artifact: str, wheel: bool, name: str | None, version: str, output: str, as_json: bool) -> None:
     """A Python wheel of a compiled program."""

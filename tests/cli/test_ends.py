@@ -1,4 +1,4 @@
-"""`--input u8` and `--answer` of the command, on images and archives."""
+"""`--input u8` and `--output` of the command, on images and archives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import qcompiler
 
 
 def test_bytes_in_class_out(run: Run, network: Path, calib: Path, evaluation: Path, tmp_path: Path) -> None:
-    result = run(network, "--calib", calib, "--input", "u8", "--layout", "nhwc", "--answer", "argmax", "-o", tmp_path / "digits")
+    result = run(network, "--calib", calib, "--input", "u8", "--layout", "nhwc", "--output", "argmax", "-o", tmp_path / "digits")
     assert result.exit_code == 0, result.output
     assert run("verify", tmp_path / "digits").exit_code == 0
     header = (tmp_path / "digits/model.h").read_text()
@@ -46,7 +46,7 @@ def test_wrong_numbers_are_refused(run: Run, network: Path, tmp_path: Path, opti
 
 def test_several_classes_in_order(run: Run, network: Path, calib: Path, evaluation: Path, tmp_path: Path) -> None:
     for answer in ("scores", "topk:3"):
-        result = run(network, "--calib", calib, "--answer", answer, "-o", tmp_path / answer.replace(":", ""))
+        result = run(network, "--calib", calib, "--output", answer, "-o", tmp_path / answer.replace(":", ""))
         assert result.exit_code == 0, result.output
     images = np.load(evaluation)["input"]
     scores, classes = (next(iter(qcompiler.load(tmp_path / name).run({"input": images}).values())) for name in ("scores", "topk3"))
@@ -57,13 +57,13 @@ def test_several_classes_in_order(run: Run, network: Path, calib: Path, evaluati
 
 @pytest.mark.parametrize("answer", ["topk", "topk:0", "topk:x", "class", "argmax:2", "u8:", "u8:x"])
 def test_unknown_answers_are_refused(run: Run, network: Path, tmp_path: Path, answer: str) -> None:
-    assert "expected --answer scores" in failed(run(network, "--answer", answer, "-o", tmp_path / "x"), 2)
+    assert "expected --output scores" in failed(run(network, "--output", answer, "-o", tmp_path / "x"), 2)
 
 
 def test_scores_as_bytes(run: Run, network: Path, calib: Path, evaluation: Path, tmp_path: Path) -> None:
     """The step is the reader's; what is compared with the float network are its scores, saturated and rounded in the same way."""
     for answer in ("scores", "u8:0.1"):
-        result = run(network, "--calib", calib, "--answer", answer, "-o", tmp_path / answer[:2])
+        result = run(network, "--calib", calib, "--output", answer, "-o", tmp_path / answer[:2])
         assert result.exit_code == 0, result.output
     images = np.load(evaluation)["input"]
     scores, found = (qcompiler.load(tmp_path / name).run({"input": images}) for name in ("sc", "u8"))
@@ -72,4 +72,4 @@ def test_scores_as_bytes(run: Run, network: Path, calib: Path, evaluation: Path,
     assert np.abs(np.clip(np.rint(scores / 0.1), 0, 255) - found).max() <= 3
     assert run("verify", tmp_path / "u8", "--data", evaluation).exit_code == 0
     assert "#define MODEL_OUTPUT_0_TYPE unsigned char" in (tmp_path / "u8/model.h").read_text()
-    assert "positive step" in failed(run(network, "--answer", "u8:-1", "-o", tmp_path / "x"), 2)
+    assert "positive step" in failed(run(network, "--output", "u8:-1", "-o", tmp_path / "x"), 2)
