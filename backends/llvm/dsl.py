@@ -35,7 +35,9 @@ __all__ = ["I8", "I32", "I64", "PTR", "WHOLE", "WHOLE_BITS", "Carried", "Index",
 
 @dataclass
 class Span:
-    """Which part of its split loops a kernel runs: rounds [n * first / WHOLE, n * last / WHOLE) of n.
+    """Which part of its split loops a kernel runs: of n rounds [bound(first), bound(last)), bound(x) = min(n, floor((n + 1) x / WHOLE)).
+
+    Of 14 rounds four pieces are 3, 4, 4 and 3, not 3, 4, 3 and 4: two threads that take turns have 7 each.
 
     `units` is the greatest n met so far; `inside` is true while such a loop is open: loops within it run whole."""
 
@@ -151,7 +153,7 @@ class Kernel:
             with self.loop(n) as (i, _):
                 yield i
             return
-        first, last = (self.b.lshr(self.b.mul(bound, self.i64(n)), self.i64(WHOLE_BITS)) for bound in (span.first, span.last))
+        first, last = self._bounds(span, n)
         before, body, after = self.b.block, self.function.append_basic_block("part"), self.function.append_basic_block("after")
         self.b.cbranch(self.b.icmp_unsigned("<", first, last), body, after)
         self.b.position_at_end(body)
@@ -168,6 +170,10 @@ class Kernel:
             self.b.cbranch(self.b.icmp_unsigned("<", following, last), body, after)
         self.b.position_at_end(after)
         span.inside = False
+
+    def _bounds(self, span: Span, n: int) -> tuple[Any, Any]:
+        first, last = (self.b.lshr(self.b.mul(bound, self.i64(n + 1)), self.i64(WHOLE_BITS)) for bound in (span.first, span.last))
+        return first, self.b.select(self.b.icmp_unsigned("<", last, self.i64(n)), last, self.i64(n))
 
     @contextmanager
     def rounds(self, n: Index, carry: Sequence[Carried]) -> Iterator[list[Carried]]:

@@ -1,6 +1,6 @@
 """How the work of a launch is divided among threads: into which loop, and into how many pieces.
 
-A kernel's split loops of n rounds are cut into `pieces` parts of equal size, the boundaries at n * i / pieces. Threads take pieces in order
+A kernel's split loops of n rounds are cut into `pieces` parts of about equal size, with boundaries at (n + 1) i / pieces (`dsl.Span`). Threads take pieces in order
 as they become free. All of it is decided here, at compile time, for two and four threads alike; results cannot depend on it, because every
 piece writes what it would have written alone.
 """
@@ -79,8 +79,13 @@ def makespan(loops: Loops, pieces: int, threads: int, overhead: float = 0.0) -> 
     ends = [0.0] * threads
     for p in range(pieces):
         first = ends.index(min(ends))
-        ends[first] += overhead + sum(cost * ((n * (p + 1)) // pieces - n * p // pieces) / n for n, cost in loops)
+        ends[first] += overhead + sum(cost * (bound(n, p + 1, pieces) - bound(n, p, pieces)) / n for n, cost in loops)
     return max(ends)
+
+
+def bound(n: int, piece: int, pieces: int) -> int:
+    """The first of n rounds that belongs to `piece`."""
+    return min(n, (n + 1) * piece // pieces)
 
 
 @cache
