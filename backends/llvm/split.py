@@ -1,8 +1,8 @@
 """How the work of a launch is divided among threads: into which loop, and into how many pieces.
 
-A kernel's split loops of n rounds are cut into `pieces` parts of about equal size, with boundaries at (n + 1) i / pieces (`dsl.Span`). Threads take pieces in order
-as they become free. All of it is decided here, at compile time, for two and four threads alike; results cannot depend on it, because every
-piece writes what it would have written alone.
+A kernel's split loops of n rounds are cut into `pieces` parts of about equal size, with boundaries at (n + 1) i / pieces
+(`dsl.Span`). Threads take pieces in order as they become free. All of it is decided here, at compile time, for two and four threads alike;
+results cannot depend on it, because every piece writes what it would have written alone.
 """
 
 from __future__ import annotations
