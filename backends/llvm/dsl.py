@@ -171,6 +171,29 @@ class Kernel:
         self.b.position_at_end(after)
         span.inside = False
 
+    @contextmanager
+    def bands(self, rows: int, width: int, size: int) -> Iterator[Index | int]:
+        """Positions of tiles of `size` pixels that cover `rows` of `width` pixels each, one after another in memory. A divided kernel covers
+        its part of the rows; the last tile of a part is moved back inside. `size` is at most `width`."""
+        span = self.span
+        if span is None or span.inside:
+            with self.loop(-(-rows * width // size)) as (i, _):
+                yield 0 if isinstance(i, int) else Index(self, self.b.mul(i.ir, self.i64(size))).minimum(rows * width - size)
+            return
+        first, last = (self.b.mul(bound, self.i64(width)) for bound in self._bounds(span, rows))
+        before, body, after = self.b.block, self.function.append_basic_block("band"), self.function.append_basic_block("after")
+        self.b.cbranch(self.b.icmp_unsigned("<", first, last), body, after)
+        self.b.position_at_end(body)
+        span.units, span.inside = max(span.units, rows), True
+        at = self.b.phi(I64)
+        at.add_incoming(first, before)
+        yield Index(self, at).minimum(Index(self, last) - size)
+        following = self.b.add(at, self.i64(size), flags=["nuw", "nsw"])
+        at.add_incoming(following, self.b.block)
+        self.b.cbranch(self.b.icmp_unsigned("<", following, last), body, after)
+        self.b.position_at_end(after)
+        span.inside = False
+
     def _bounds(self, span: Span, n: int) -> tuple[Any, Any]:
         first, last = (self.b.lshr(self.b.mul(bound, self.i64(n + 1)), self.i64(WHOLE_BITS)) for bound in (span.first, span.last))
         return first, self.b.select(self.b.icmp_unsigned("<", last, self.i64(n)), last, self.i64(n))

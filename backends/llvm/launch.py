@@ -13,13 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qcompiler.passes.layouts import Buffer, Layout
 from qcompiler.passes.plan_memory import Run
 
 from .dsl import Kernel
 from .target import Target
+
+if TYPE_CHECKING:
+    from .reach import Reach
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Launch:
     arguments: tuple[Argument, ...]
     label: str
     """Name of the value that it computes, for reports and profiles."""
+    reach: Reach | None = None
+    """What its pieces touch, where that is known."""
 
 
 Planner = Callable[[Run, Target], Iterable[Launch]]

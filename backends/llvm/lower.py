@@ -174,7 +174,7 @@ class Linker:
         run = self._integer_entry(launches, [e.function for e in kernels], len(inputs), len(outputs))
         self._float_entry(run, conversions, staged_inputs, staged_outputs)
         calls = [self._calls(launch, e, len(inputs), len(outputs)) for launch, e in zip(launches, kernels)]
-        works = [Work(*how) for how in zip(calls, divisions, self._beside)]
+        works = [Work(*how) for how in zip(calls, divisions, self._beside, (launch.reach for launch in launches))]
         run_parallel = self._parallel_entry(works)
         self._parallel_float_entry(run_parallel, conversions, staged_inputs, staged_outputs)
         divided = any(w.pieces > 1 for w in (*works, *conversions))

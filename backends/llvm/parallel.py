@@ -4,8 +4,9 @@
     void parallel_for(task, context, count, pool)      calls task(context, i) for every i < count, in any order, on any threads
 
 Launches that are worth it become a task each; what is too short to divide is run by the caller, between them. What may run beside the
-next task (the border of the buffer that it writes) is divided with it: it costs no turn, and each thread touches its own rows. The context is
-a struct on the caller's stack: (inputs, outputs, arena). The call of `parallel_for` is the only indirect one.
+next task (the border of the buffer that it writes) is divided with it: it costs no turn, and each thread touches its own rows. Launches whose
+pieces need nothing of each other's (`reach`) are one task: a depthwise convolution and the pointwise one behind it. The context is a struct on
+the caller's stack: (inputs, outputs, arena). The call of `parallel_for` is the only indirect one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from llvmlite import ir
 
 from .dsl import I32, I64, PTR, WHOLE, Kernel, Ptr
+from .reach import Reach, follows
 
 CONTEXT = ("inputs", "outputs", "arena")
 PARALLEL = (*CONTEXT, "parallel_for", "pool")
@@ -36,6 +38,13 @@ class Work:
     emit: Emit
     pieces: int
     beside: bool = False
+    reach: Reach | None = None
+
+    def follows(self, stage: Stage) -> bool:
+        """Whether each piece may follow the same piece of `stage` at once."""
+        if self.reach is None or self.pieces != stage.pieces:
+            return False
+        return all(w.reach is not None and follows(w.reach, self.reach, self.pieces) for w in stage.works)
 
 
 @dataclass(frozen=True)
@@ -48,16 +57,21 @@ class Stage:
 
 def stages(works: Sequence[Work]) -> Iterator[Stage]:
     """What is divided, with what may run beside it; of the rest as much as comes together."""
-    waiting = list[Work]()
+    waiting, divided = list[Work](), None
     for w in works:
-        if w.pieces > 1:
+        if divided and not waiting and w.follows(divided):
+            divided = Stage((*divided.works, w), w.pieces)
+        elif w.pieces > 1:
+            if divided:
+                yield divided
             beside = tuple(takewhile(lambda x: x.beside, reversed(waiting)))[::-1]
             if before := waiting[: len(waiting) - len(beside)]:
                 yield Stage(tuple(before))
-            yield Stage((*beside, w), w.pieces)
-            waiting = []
+            divided, waiting = Stage((*beside, w), w.pieces), []
         else:
             waiting.append(w)
+    if divided:
+        yield divided
     if waiting:
         yield Stage(tuple(waiting))
 

@@ -44,7 +44,7 @@ class Index:
             return 0
         return self if factor == 1 else Index(self.k, self.k.b.mul(self.ir, self.k.i64(factor)))
 
-    def minimum(self, bound: int) -> Index:
+    def minimum(self, bound: Index | int) -> Index:
         """min(self, bound)."""
         limit = self.k.i64(bound)
         return Index(self.k, self.k.b.select(self.k.b.icmp_signed("<", self.ir, limit), self.ir, limit))

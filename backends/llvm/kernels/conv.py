@@ -13,6 +13,7 @@ time in the order of reading: [block][run][group][register][lane][bytes of a gro
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -27,6 +28,7 @@ from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val, join
 from qcompiler.backends.llvm.epilogue import Epilogue, Sources, load_pixels, store_pixels
 from qcompiler.backends.llvm.instrs import prefetch
 from qcompiler.backends.llvm.order import wide_order
+from qcompiler.backends.llvm.reach import Loop
 from qcompiler.backends.llvm.split import Shared, grid, joint, most_balanced
 from qcompiler.backends.llvm.target import Target
 
@@ -96,6 +98,13 @@ class ConvConfig:
     epilogue: Epilogue
     nibbles: bool = False
     """Two registers of weights lie in one."""
+    width: int = 0
+    """Pixels in a row, where rows follow each other without a gap and are walked as one; 0 otherwise."""
+
+    @property
+    def banded(self) -> bool:
+        """Whether threads that share columns share whole rows of `width` pixels, as the layers before and after it do."""
+        return self.images == self.rows == 1 and self.width >= max(s.columns for s in self.segments)
 
     @property
     def dot(self) -> Dot:
@@ -226,8 +235,7 @@ def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, start: int, at: Ope
     if rest < size and s.blocks > 1:
         raise ValueError("only a segment of one block may be partly empty")
     weights, numbers = _block_sizes(config, s, k.target)
-    sizes = _sizes(config, s)
-    with grid(k, sizes, AXES.get(axis)) as (b, n, i, j):
+    with _positions(k, config, s, axis) as (b, n, row, column, tile):
         block = Operands(
             at.x + n * config.x.image,
             _moved(at.residual, config.residual, n) + plus(b * size, start) * (config.epilogue.residual_bits // 8),
@@ -237,8 +245,32 @@ def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, start: int, at: Ope
             at.out + n * config.out.image + plus(b * size, start) * config.epilogue.itemsize,
             plus(at.channel, b * size + start),
         )
-        here = replace(block, ahead=_ahead(k, config, s, block, plus(i * sizes[3], j)))
-        _emit_tile(k, config, s, min(rest, size), here, tile_start(i, s.rows, config.rows), tile_start(j, s.columns, config.columns))
+        here = replace(block, ahead=_ahead(k, config, s, block, tile))
+        _emit_tile(k, config, s, min(rest, size), here, row, column)
+
+
+@contextmanager
+def _positions(k: Kernel, config: ConvConfig, s: Segment, axis: str) -> Iterator[tuple[Index | int, ...]]:
+    """The loops of a segment: within them block, image, first row and column of a tile, and its number in the image."""
+    sizes = _sizes(config, s)
+    if axis == "columns" and config.banded and k.span is not None:
+        with grid(k, sizes[:3], None) as (b, n, _), k.bands(config.columns // config.width, config.width, s.columns) as column:
+            yield b, n, 0, column, column if isinstance(column, int) else Index(k, k.b.udiv(column.ir, k.i64(s.columns)))
+        return
+    with grid(k, sizes, AXES.get(axis)) as (b, n, i, j):
+        yield b, n, tile_start(i, s.rows, config.rows), tile_start(j, s.columns, config.columns), plus(i * sizes[3], j)
+
+
+def loops_of(config: ConvConfig) -> tuple[Loop, ...] | None:
+    """The split loops of a convolution whose threads share rows or columns of one image; None for others."""
+    axis = split_axis(config)
+    if config.images > 1 or config.groups > 1 or axis not in ("rows", "columns") or (axis == "columns" and config.rows > 1):
+        return None
+    if axis == "columns" and config.banded:
+        return (Loop(config.columns // config.width, config.width, config.columns),)
+    if axis == "columns":
+        return tuple(Loop(_sizes(config, s)[3], s.columns, config.columns) for s in config.segments)
+    return tuple(Loop(_sizes(config, s)[2], s.rows, config.rows) for s in config.segments)
 
 
 def _ahead(k: Kernel, config: ConvConfig, s: Segment, block: Operands, tile: Index | int) -> Ptr | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from qcompiler.backends.llvm import nibbles
 from qcompiler.backends.llvm.dot import FORMS, Chained, dense_forms, dot_of
 from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData, addend_offset, describe
 from qcompiler.backends.llvm.launch import Address, Argument, Data, Launch, Nothing
+from qcompiler.backends.llvm.reach import Loop, Reach, reach
 from qcompiler.backends.llvm.target import Target
 from qcompiler.ir.graph import Value
 from qcompiler.ir.integer import IntConv
@@ -19,7 +20,8 @@ from qcompiler.ir.ops import const_data
 from qcompiler.passes.plan_memory import Run
 
 from .chain_plan import chained, expected_dot
-from .conv import PARAMETERS, ConvConfig, Steps, emit_conv, pack_weights, starts
+from .conv import PARAMETERS, ConvConfig, Steps, emit_conv, loops_of, pack_weights, starts
+from .depthwise import DepthwiseConfig
 from .tiles import Problem, choose_segments, cycles
 from .tuned import segments_of
 from .unpack import PARAMETERS as UNPACK_PARAMETERS
@@ -97,7 +99,31 @@ def plan_conv(run: Run, target: Target) -> Iterable[Launch]:
         packed = Data(pack_parts(weights, parts, target))
         yield Launch(emit_unpack, parts, UNPACK_PARAMETERS, (packed, where), run.step.result.name)
     given = arguments(run, shape, where, pack_constants(data, config, target), data.tables)
-    yield Launch(emit_conv, config, PARAMETERS, given, run.step.result.name)
+    yield Launch(emit_conv, config, PARAMETERS, given, run.step.result.name, _reach(config, shape, given))
+
+
+def _reach(config: ConvConfig, shape: ConvShape, given: Sequence[Argument]) -> Reach | None:
+    """What is read to be multiplied by zero, behind a run, does not count."""
+    loops = loops_of(config)
+    if loops is None or not isinstance(given[2], Data):
+        return None
+    window = sum((n - 1) * step for n, step in config.runs) + _run_bytes(shape)
+    return walked(loops, 1 if config.rows == 1 else config.columns, config, window, config.channels, given)
+
+
+def walked(
+    loops: Sequence[Loop], columns: int, config: ConvConfig | DepthwiseConfig, window: int, channels: int, given: Sequence[Argument]
+) -> Reach | None:
+    """What pieces touch of x, residual and result, if a position is `columns` pixels: one, or a row."""
+
+    def walk(steps: Steps, nbytes: int) -> tuple[int, int]:
+        return (steps.column if columns == 1 and config.rows == 1 else steps.row), (columns - 1) * steps.column + nbytes
+
+    e = config.epilogue
+    reads = [(given[0], *walk(config.x, window))]
+    if config.residual is not None:
+        reads.append((given[1], *walk(config.residual, channels * e.residual_bits // 8)))
+    return reach(loops, reads, (given[-1], *walk(config.out, channels * e.itemsize)))
 
 
 def arguments(run: Run, shape: ConvShape, weights: Argument, constants: bytes, tables: bytes) -> tuple[Argument, ...]:
@@ -131,12 +157,14 @@ def conv_config(shape: ConvShape, epilogue: Epilogue, target: Target, w: NDArray
     channels = shape.w[0] // shape.op.groups
     steps = _steps(shape, channels, epilogue)
     images, rows, columns = _flattened(shape.out[:3], steps)
+    width = shape.out[2] if columns == shape.out[1] * shape.out[2] and shape.out[1] > 1 else 0
     packed = narrow and channels > target.lanes
     form, best = _problem((rows, columns), channels, target, w, packed)
     x, out, *residual = steps
     other = residual[0] if residual else None
     runs = _runs(shape)
-    return ConvConfig(images, rows, columns, channels, shape.op.groups, runs, best.run, x, out, other, form, segments_of(best), epilogue, packed)
+    segments = segments_of(best)
+    return ConvConfig(images, rows, columns, channels, shape.op.groups, runs, best.run, x, out, other, form, segments, epilogue, packed, width)
 
 
 def _problem(pixels: tuple[int, int], channels: int, target: Target, w: NDArray[np.int8], packed: bool) -> tuple[str, Problem]:

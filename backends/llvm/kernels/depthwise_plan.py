@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from qcompiler.backends.llvm.chains import all_unsigned
 from qcompiler.backends.llvm.dot import GROUP, Chained, dot_of
 from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData
-from qcompiler.backends.llvm.launch import Data, Launch
+from qcompiler.backends.llvm.launch import Argument, Data, Launch
+from qcompiler.backends.llvm.reach import Loop, Reach
 from qcompiler.backends.llvm.target import Target
 from qcompiler.ir.ops import const_data
 from qcompiler.passes.plan_memory import Run
 
 from .conv import PARAMETERS, Steps
-from .conv_plan import ConvShape, arguments, conv_shape, epilogue_of
-from .depthwise import COUNT, MAX_TAPS, DepthwiseConfig, choose, emit_depthwise, pack_weights, tap_groups, widths
+from .conv_plan import ConvShape, arguments, conv_shape, epilogue_of, walked
+from .depthwise import COUNT, MAX_TAPS, DepthwiseConfig, choose, emit_depthwise, pack_weights, split_axis, tap_groups, widths
 
 
 def plan_depthwise(run: Run, target: Target) -> Iterable[Launch]:
@@ -34,7 +35,16 @@ def plan_depthwise(run: Run, target: Target) -> Iterable[Launch]:
         data = replace(data, bias=data.bias - 128 * w.astype(np.int64).sum((1, 2)))
     weights = pack_weights(w, config, target)
     given = arguments(run, shape, Data(weights), _constants(data, config, target), data.tables)
-    yield Launch(emit_depthwise, config, PARAMETERS, given, run.step.result.name)
+    yield Launch(emit_depthwise, config, PARAMETERS, given, run.step.result.name, _reach(config, target, given))
+
+
+def _reach(config: DepthwiseConfig, target: Target, given: Sequence[Argument]) -> Reach | None:
+    if config.images > 1 or config.rows == 1 or split_axis(config, target) != "rows":
+        return None
+    below, right = config.tap
+    taps = max(i * below + j * right for group in config.groups for i, j in group)
+    window = taps + (config.window_rows - 1) * below + config.channels
+    return walked((Loop(config.rows, 1, config.rows),), config.columns, config, window, config.channels, given)
 
 
 def _unsigned(w: NDArray[np.int8], config: DepthwiseConfig, target: Target) -> bool:
