@@ -18,10 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
 from qcompiler.ir.graph import Graph, Value
+from qcompiler.ir.integer import IntConv, IntNarrow
 from qcompiler.ir.ops import Concat, Expand, Pad, Reshape, Slice, Tile, Transpose
 
 from .arena import Block, arena_size, padded_size, place
@@ -125,7 +127,7 @@ def plan_memory(graph: Graph, steps: Sequence[Step], scratch: Callable[[Step], i
     """The plan of the integer `graph` whose kernels are `steps`, in that order, each with so many bytes of `scratch` memory."""
     placement = Placement(graph, tuple(steps), {s.result: scratch(s) for s in steps})
     actions = tuple(_with_fills(_actions(placement), placement))
-    blocks = place(_blocks(actions, placement))
+    blocks = _placed(_blocks(actions, placement), _wanted(actions))
     offsets = dict(zip(_arena_buffers(actions), (b.offset for b in blocks), strict=True))
     layouts = {v: _resolve(placement.layout(v), offsets) for v in placement.stored}
     return Plan(tuple(_resolved(a, offsets) for a in actions), layouts, blocks, placement.inputs, placement.outputs)
@@ -293,14 +295,48 @@ def _arena_buffers(actions: Sequence[Action]) -> tuple[Buffer, ...]:
     return tuple(dict.fromkeys(b for a in actions for b in _touched(a)))
 
 
-def _blocks(actions: Sequence[Action], p: Placement) -> list[Block]:
+def _blocks(actions: Sequence[Action], p: Placement) -> dict[Buffer, Block]:
     """One block per arena buffer, alive from the first action that touches it to the last."""
     first, last = dict[Buffer, int](), dict[Buffer, int]()
     for n, a in enumerate(actions):
         for b in _touched(a):
             first.setdefault(b, n)
             last[b] = n
-    return [Block(_block_name(b, p), first[b], last[b], padded_size(_nbytes(b, p))) for b in first]
+    return {b: Block(_block_name(b, p), first[b], last[b], padded_size(_nbytes(b, p))) for b in first}
+
+
+def _placed(blocks: dict[Buffer, Block], wanted: Mapping[Buffer, int]) -> tuple[Block, ...]:
+    """The blocks with their places. Those that are `wanted` for longer live until that action where this takes no more memory."""
+    least = place(tuple(blocks.values()))
+    actions = range(1 + max((b.last for b in least), default=0))
+    live = [sum(b.size for b in least if b.first <= n <= b.last) for n in actions]
+    longer = dict(blocks)
+    for buffer, last in wanted.items():
+        b, room = blocks[buffer], max(live) - blocks[buffer].size
+        if all(live[n] <= room for n in range(b.last + 1, last + 1)):
+            longer[buffer] = replace(b, last=max(b.last, last))
+            live = [size + b.size * (b.last < n <= last) for n, size in zip(actions, live)]
+    found = place(tuple(longer.values()))
+    return found if arena_size(found) <= arena_size(least) else least
+
+
+def _wanted(actions: Sequence[Action]) -> dict[Buffer, int]:
+    """Until which action a buffer had better stay: what convolutions read, until what they are followed by pixel for pixel is done. A thread may then
+    go on with its own pixels while others still read."""
+    wanted, read = dict[Buffer, int](), set[Buffer]()
+    for n, (before, after) in enumerate(pairwise(actions), 1):
+        read = read | set(_touched(before)) if _goes_on(before, after) else set()
+        wanted |= dict.fromkeys(read, n)
+    return wanted
+
+
+def _goes_on(before: Action, after: Action) -> bool:
+    """Whether `after` reads nothing but the pixel of what the convolution `before` computes that it writes, and perhaps a residual."""
+    if not (isinstance(before, Run) and isinstance(after, Run) and after.step.operands[0] is before.step.result):
+        return False
+    v, w = before.step.producer, after.step.producer
+    pointwise = isinstance(w.op, IntConv) and w.inputs[1].shape[1:3] == (1, 1) and w.op.strides == (1, 1)
+    return isinstance(v.op, IntConv) and (pointwise or isinstance(w.op, IntNarrow))
 
 
 def _block_name(b: Buffer, p: Placement) -> str:

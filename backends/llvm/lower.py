@@ -39,7 +39,7 @@ from .dsl import I32, PTR, Kernel, Ptr
 from .kernels.table import plan as plan_action
 from .kernels.table import scratch_of
 from .launch import Address, Argument, Data, Launch
-from .parallel import ALL, CONTEXT, PARALLEL, Emit, Work, context_of, emit_stages
+from .parallel import ALL, CONTEXT, PARALLEL, Emit, Work, context_of, emit_stages, joined_pieces
 from .pool import emit_pool
 from .split import MOST_PIECES, pieces
 from .target import Target
@@ -165,8 +165,11 @@ class Linker:
 
     def build(self, plan: Plan, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], launches: tuple[Launch, ...]) -> Form:
         """Emit all entries."""
-        kernels = [self._kernel(launch, beside or pieces(MOST_PIECES, time) > 1) for launch, time, beside in self._planned(launches)]
-        divisions = tuple(1 if beside else pieces(e.units, time) for e, (_, time, beside) in zip(kernels, self._planned(launches)))
+        reaches = [launch.reach for launch in launches]
+        divided = [beside or r is not None or pieces(MOST_PIECES, t) > 1 for r, (_, t, beside) in zip(reaches, self._planned(launches))]
+        kernels = [self._kernel(launch, n) for launch, n in zip(launches, divided)]
+        alone = [1 if beside else pieces(e.units, time) for e, (_, time, beside) in zip(kernels, self._planned(launches))]
+        divisions = tuple(joined_pieces(reaches, alone))
         staged_inputs, end = stage(inputs, plan.arena_size)
         staged_outputs, arena_size = stage(outputs, end)
         conversions = self._conversions(staged_inputs, staged_outputs)
@@ -174,11 +177,11 @@ class Linker:
         run = self._integer_entry(launches, [e.function for e in kernels], len(inputs), len(outputs))
         self._float_entry(run, conversions, staged_inputs, staged_outputs)
         calls = [self._calls(launch, e, len(inputs), len(outputs)) for launch, e in zip(launches, kernels)]
-        works = [Work(*how) for how in zip(calls, divisions, self._beside, (launch.reach for launch in launches))]
+        works = [Work(*how) for how in zip(calls, divisions, self._beside, reaches)]
         run_parallel = self._parallel_entry(works)
         self._parallel_float_entry(run_parallel, conversions, staged_inputs, staged_outputs)
-        divided = any(w.pieces > 1 for w in (*works, *conversions))
-        interface = Interface(self.prefix, max(arena_size, 64), 0, inputs, outputs, parallel=True, divided=divided)
+        shared = any(w.pieces > 1 for w in (*works, *conversions))
+        interface = Interface(self.prefix, max(arena_size, 64), 0, inputs, outputs, parallel=True, divided=shared)
         return Form(interface, plan, launches, tuple(e.function.name for e in kernels), divisions)
 
     def finish(self) -> ObjectCode:

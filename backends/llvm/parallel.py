@@ -76,6 +76,20 @@ def stages(works: Sequence[Work]) -> Iterator[Stage]:
         yield Stage(tuple(waiting))
 
 
+def joined_pieces(reaches: Sequence[Reach | None], pieces: Sequence[int]) -> list[int]:
+    """`pieces` of launches, but those of the launches before it for one that may follow them: it costs no turn then, however short it is."""
+    stage, found = list[Reach](), list[int]()
+    for now, own in zip(reaches, pieces, strict=True):
+        before = found[-1] if found else 1
+        if now and stage and own in (1, before) and all(follows(r, now, before) for r in stage):
+            stage.append(now)
+            found.append(before)
+        else:
+            stage = [now] if now and own > 1 else []
+            found.append(own)
+    return found
+
+
 def context_of(k: Kernel, inputs: Ptr, outputs: Ptr, arena: Ptr) -> Ptr:
     """The struct for tasks, on the stack."""
     context = Ptr(k, k.b.alloca(PTR, size=len(CONTEXT)))

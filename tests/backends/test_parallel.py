@@ -93,7 +93,7 @@ def heads(b: Builder) -> Graph:
 
 def bands(b: Builder) -> Graph:
     """Depthwise and pointwise convolutions of which a thread goes from one to the next with its own rows."""
-    y = b.depthwise(b.conv(b.input(1, 48, 14, 12), 36, (1, 1)), (3, 3), pads=((1, 1), (1, 1)))
+    y = b.depthwise(b.conv(b.input(1, 24, 40, 12), 36, (1, 1)), (3, 3), pads=((1, 1), (1, 1)))
     z = b.conv(y, 20, (1, 1))
     return b.graph(b.depthwise(b.conv(z, 70, (1, 1), reach=7), (3, 3), strides=(2, 2), pads=((1, 1), (1, 1))), z)
 

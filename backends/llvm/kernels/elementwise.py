@@ -22,6 +22,7 @@ from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData, Sources, de
 from qcompiler.backends.llvm.launch import Argument, Data, Launch, Nothing
 from qcompiler.backends.llvm.lookup import emit_lookup
 from qcompiler.backends.llvm.products import weighted_pair
+from qcompiler.backends.llvm.reach import Loop, reach
 from qcompiler.backends.llvm.target import Target
 from qcompiler.ir.integer import Clamp, IntAdd, IntMax, IntMin, IntSum
 from qcompiler.numerics.requantize import narrow_biased, output_offset
@@ -32,6 +33,7 @@ from .rows import (
     Nest,
     Operand,
     constant_data,
+    count,
     data_of,
     for_blocks,
     for_row,
@@ -234,13 +236,23 @@ class Narrow:
     nest: Nest
     spaces: tuple[Space, Space]
     offset: int
+    bands: int
+    """Rows of an image without gaps, each at least a register long; 1 for other shapes."""
 
 
 def plan_narrow(run: Run, target: Target) -> Iterable[Launch]:
     """`IntNarrow`."""
     (x,), y = operands(run), result_of(run)
-    config = Narrow(_loops([x], y), (x.space, y.space), output_offset(zero_point(run.step.producer)))
-    yield Launch(emit_narrow, config, ("x", "y"), (x.argument, y.argument), run.step.result.name)
+    loops = _loops([x], y)
+    bands = _bands(y.shape, loops, target)
+    config = Narrow(loops, (x.space, y.space), output_offset(zero_point(run.step.producer)), bands)
+    touched = reach([Loop(bands, loops.n // bands, loops.n)], [(x.argument, 2, 2)], (y.argument, 1, 1)) if bands > 1 else None
+    yield Launch(emit_narrow, config, ("x", "y"), (x.argument, y.argument), run.step.result.name, touched)
+
+
+def _bands(shape: Sequence[int], loops: Nest, target: Target) -> int:
+    dense = len(shape) == 4 and shape[0] == 1 and loops.n == count(shape)
+    return shape[1] if dense and loops.n // shape[1] >= target.vector_bytes else 1
 
 
 def emit_narrow(k: Kernel, c: Narrow) -> None:
@@ -251,7 +263,7 @@ def emit_narrow(k: Kernel, c: Narrow) -> None:
             r = load_row(k, x + start * c.nest.inner[0], nbytes, c.spaces[0], c.nest.inner[0], 16)
             store_row(k, y + start, narrow_biased(r, k.splat(c.offset, 16)), nbytes, c.spaces[1])
 
-        for_row(k, c.nest.n, body)
+        for_row(k, c.nest.n, body, c.bands)
 
 
 # --- one table per channel ---------------------------------------------------------------------------------------------

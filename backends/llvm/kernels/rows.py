@@ -157,9 +157,14 @@ def load_exactly(k: Kernel, p: Ptr, nbytes: int) -> Val:
     return Val(k, (whole,), 8)
 
 
-def for_row(k: Kernel, n: int, body: Callable[[Index | int, int], None]) -> None:
-    """body(start, nbytes) over n elements, a register at a time; the last one is moved back inside: some are done twice."""
+def for_row(k: Kernel, n: int, body: Callable[[Index | int, int], None], bands: int = 1) -> None:
+    """body(start, nbytes) over n elements, a register at a time; the last one is moved back inside: some are done twice. Of several `bands` of
+    equal length threads share whole ones."""
     size = k.target.vector_bytes
+    if bands > 1:
+        with k.bands(bands, n // bands, size) as start:
+            body(start, size)
+        return
     with k.split(-(-n // size)) as i:
         start = i * size
         body(start.minimum(n - size) if isinstance(start, Index) and n % size else start, min(n, size))
