@@ -7,6 +7,8 @@ Piece i of launch B may follow piece i of launch A at once, while other pieces o
 
     what of writes(A, j) reads(B, i) has    lies within writes(A, i)      nothing is read that another thread has yet to write
     writes(B, i)                            meets neither reads(A, j) nor writes(A, j)
+
+Tiles that are moved back inside write some bytes of another piece a second time, but the same ones.
 """
 
 from __future__ import annotations
