@@ -153,23 +153,8 @@ class Kernel:
             with self.loop(n) as (i, _):
                 yield i
             return
-        first, last = self._bounds(span, n)
-        before, body, after = self.b.block, self.function.append_basic_block("part"), self.function.append_basic_block("after")
-        self.b.cbranch(self.b.icmp_unsigned("<", first, last), body, after)
-        self.b.position_at_end(body)
-        span.units, span.inside = max(span.units, n), True
-        if n == 1:
-            yield 0
-            self.b.branch(after)
-        else:
-            index = self.b.phi(I64)
-            index.add_incoming(first, before)
-            yield Index(self, index)
-            following = self.b.add(index, self.i64(1), flags=["nuw", "nsw"])
-            index.add_incoming(following, self.b.block)
-            self.b.cbranch(self.b.icmp_unsigned("<", following, last), body, after)
-        self.b.position_at_end(after)
-        span.inside = False
+        with self._part(span, n, 1, 1) as (index, _):
+            yield index
 
     @contextmanager
     def bands(self, rows: int, width: int, size: int) -> Iterator[Index | int]:
@@ -180,17 +165,27 @@ class Kernel:
             with self.loop(-(-rows * width // size)) as (i, _):
                 yield 0 if isinstance(i, int) else Index(self, self.b.mul(i.ir, self.i64(size))).minimum(rows * width - size)
             return
-        first, last = (self.b.mul(bound, self.i64(width)) for bound in self._bounds(span, rows))
-        before, body, after = self.b.block, self.function.append_basic_block("band"), self.function.append_basic_block("after")
+        with self._part(span, rows, width, size) as (index, end):
+            yield index if isinstance(index, int) else index.minimum(end - size)
+
+    @contextmanager
+    def _part(self, span: Span, n: int, width: int, step: int) -> Iterator[tuple[Index | int, Index]]:
+        """Every `step`-th position of the span's part of n rounds, each of `width` positions; and where the part ends."""
+        first, last = (self.b.mul(bound, self.i64(width)) for bound in self._bounds(span, n))
+        before, body, after = self.b.block, self.function.append_basic_block("part"), self.function.append_basic_block("after")
         self.b.cbranch(self.b.icmp_unsigned("<", first, last), body, after)
         self.b.position_at_end(body)
-        span.units, span.inside = max(span.units, rows), True
-        at = self.b.phi(I64)
-        at.add_incoming(first, before)
-        yield Index(self, at).minimum(Index(self, last) - size)
-        following = self.b.add(at, self.i64(size), flags=["nuw", "nsw"])
-        at.add_incoming(following, self.b.block)
-        self.b.cbranch(self.b.icmp_unsigned("<", following, last), body, after)
+        span.units, span.inside = max(span.units, n), True
+        if n * width <= step:
+            yield 0, Index(self, last)
+            self.b.branch(after)
+        else:
+            index = self.b.phi(I64)
+            index.add_incoming(first, before)
+            yield Index(self, index), Index(self, last)
+            following = self.b.add(index, self.i64(step), flags=["nuw", "nsw"])
+            index.add_incoming(following, self.b.block)
+            self.b.cbranch(self.b.icmp_unsigned("<", following, last), body, after)
         self.b.position_at_end(after)
         span.inside = False
 

@@ -39,7 +39,7 @@ from .dsl import I32, PTR, Kernel, Ptr
 from .kernels.table import plan as plan_action
 from .kernels.table import scratch_of
 from .launch import Address, Argument, Data, Launch
-from .parallel import ALL, CONTEXT, PARALLEL, Emit, Work, context_of, emit_stages, joined_pieces
+from .parallel import ALL, CONTEXT, PARALLEL, Emit, Stage, Work, context_of, emit_stages, stages
 from .pool import emit_pool
 from .split import MOST_PIECES, pieces
 from .target import Target
@@ -169,7 +169,6 @@ class Linker:
         divided = [beside or r is not None or pieces(MOST_PIECES, t) > 1 for r, (_, t, beside) in zip(reaches, self._planned(launches))]
         kernels = [self._kernel(launch, n) for launch, n in zip(launches, divided)]
         alone = [1 if beside else pieces(e.units, time) for e, (_, time, beside) in zip(kernels, self._planned(launches))]
-        divisions = tuple(joined_pieces(reaches, alone))
         staged_inputs, end = stage(inputs, plan.arena_size)
         staged_outputs, arena_size = stage(outputs, end)
         conversions = self._conversions(staged_inputs, staged_outputs)
@@ -177,10 +176,11 @@ class Linker:
         run = self._integer_entry(launches, [e.function for e in kernels], len(inputs), len(outputs))
         self._float_entry(run, conversions, staged_inputs, staged_outputs)
         calls = [self._calls(launch, e, len(inputs), len(outputs)) for launch, e in zip(launches, kernels)]
-        works = [Work(*how) for how in zip(calls, divisions, self._beside, reaches)]
-        run_parallel = self._parallel_entry(works)
+        order = tuple(stages([Work(*how) for how in zip(calls, alone, self._beside, reaches)]))
+        divisions = tuple(1 if w.beside else s.pieces for s in order for w in s.works)
+        run_parallel = self._parallel_entry(order)
         self._parallel_float_entry(run_parallel, conversions, staged_inputs, staged_outputs)
-        shared = any(w.pieces > 1 for w in (*works, *conversions))
+        shared = any(n > 1 for n in (*divisions, *(c.pieces for c in conversions)))
         interface = Interface(self.prefix, max(arena_size, 64), 0, inputs, outputs, parallel=True, divided=shared)
         return Form(interface, plan, launches, tuple(e.function.name for e in kernels), divisions)
 
@@ -231,12 +231,12 @@ class Linker:
 
         return emit
 
-    def _parallel_entry(self, works: Sequence[Work]) -> Any:
+    def _parallel_entry(self, order: Sequence[Stage]) -> Any:
         k = Kernel(self.module, self.target, f"{self.prefix}_run_parallel", PARALLEL, I32, internal=False)
         *given, caller, pool = k.parameters
         context = context_of(k, *given)
         emit_guard(k, self._check, given[0])
-        emit_stages(k, self.prefix, works, context, (caller, pool))
+        emit_stages(k, self.prefix, order, context, (caller, pool))
         return k.ret(0)
 
     def _argument(self, k: Kernel, a: Argument, bases: dict[Buffer, Ptr]) -> Any:
@@ -273,9 +273,9 @@ class Linker:
         tables = staged_tables(k, given, taken, arena, inputs, outputs)
         context = context_of(k, given, taken, arena)
         emit_guard(k, self._check, given)
-        emit_stages(k, f"{self.prefix}_quantize", conversions[:1], context, (caller, pool))
+        emit_stages(k, f"{self.prefix}_quantize", stages(conversions[:1]), context, (caller, pool))
         k.b.call(run, [*(t.ir for t in tables), arena.ir, caller.ir, pool.ir])
-        emit_stages(k, f"{self.prefix}_dequantize", conversions[1:], context, (caller, pool))
+        emit_stages(k, f"{self.prefix}_dequantize", stages(conversions[1:]), context, (caller, pool))
         k.ret(0)
 
 

@@ -11,7 +11,7 @@ the caller's stack: (inputs, outputs, arena). The call of `parallel_for` is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -41,10 +41,10 @@ class Work:
     reach: Reach | None = None
 
     def follows(self, stage: Stage) -> bool:
-        """Whether each piece may follow the same piece of `stage` at once."""
-        if self.reach is None or self.pieces != stage.pieces:
+        """Whether each piece may follow the same piece of `stage` at once. What alone is too short to divide is divided as that is."""
+        if self.reach is None or self.pieces not in (1, stage.pieces):
             return False
-        return all(w.reach is not None and follows(w.reach, self.reach, self.pieces) for w in stage.works)
+        return all(w.reach is not None and follows(w.reach, self.reach, stage.pieces) for w in stage.works)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def stages(works: Sequence[Work]) -> Iterator[Stage]:
     waiting, divided = list[Work](), None
     for w in works:
         if divided and not waiting and w.follows(divided):
-            divided = Stage((*divided.works, w), w.pieces)
+            divided = Stage((*divided.works, w), divided.pieces)
         elif w.pieces > 1:
             if divided:
                 yield divided
@@ -76,20 +76,6 @@ def stages(works: Sequence[Work]) -> Iterator[Stage]:
         yield Stage(tuple(waiting))
 
 
-def joined_pieces(reaches: Sequence[Reach | None], pieces: Sequence[int]) -> list[int]:
-    """`pieces` of launches, but those of the launches before it for one that may follow them: it costs no turn then, however short it is."""
-    stage, found = list[Reach](), list[int]()
-    for now, own in zip(reaches, pieces, strict=True):
-        before = found[-1] if found else 1
-        if now and stage and own in (1, before) and all(follows(r, now, before) for r in stage):
-            stage.append(now)
-            found.append(before)
-        else:
-            stage = [now] if now and own > 1 else []
-            found.append(own)
-    return found
-
-
 def context_of(k: Kernel, inputs: Ptr, outputs: Ptr, arena: Ptr) -> Ptr:
     """The struct for tasks, on the stack."""
     context = Ptr(k, k.b.alloca(PTR, size=len(CONTEXT)))
@@ -98,9 +84,9 @@ def context_of(k: Kernel, inputs: Ptr, outputs: Ptr, arena: Ptr) -> Ptr:
     return context
 
 
-def emit_stages(k: Kernel, name: str, works: Sequence[Work], context: Ptr, caller: tuple[Ptr, Ptr]) -> None:
-    """Calls of all of `works`, those that are divided by `caller` = (parallel_for, pool)."""
-    for n, stage in enumerate(stages(works)):
+def emit_stages(k: Kernel, name: str, order: Iterable[Stage], context: Ptr, caller: tuple[Ptr, Ptr]) -> None:
+    """Calls of all stages in `order`, those that are divided by `caller` = (parallel_for, pool)."""
+    for n, stage in enumerate(order):
         if stage.pieces > 1:
             pieces = ir.Constant(I32, stage.pieces)
             task = _task(k, f"{name}_task_{n}", stage)

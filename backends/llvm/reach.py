@@ -5,7 +5,7 @@ p. Operands are walked with equal steps, so that what a piece touches lies in on
 
 Piece i of launch B may follow piece i of launch A at once, while other pieces of A still run on other threads, if for all i, j
 
-    what of writes(A, j) reads(B, i) has    lies within writes(A, i)      nothing is read that another thread has yet to write
+    what of writes(A, j) reads(B, i) has    is finished by A, i      nothing is read that another thread has yet to write
     writes(B, i)                            meets neither reads(A, j) nor writes(A, j)
 
 Tiles that are moved back inside write some bytes of another piece a second time, but the same ones.
@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qcompiler.passes.layouts import Buffer
+
 from .launch import Address, Argument
 from .split import bound
 
@@ -24,22 +26,22 @@ from .split import bound
 class Extent:
     """Bytes [first, end) of a buffer."""
 
-    place: Address
+    buffer: Buffer
     first: int
     end: int
 
     @classmethod
     def of(cls, walk: Walk, first: int, last: int) -> Extent:
         """Of positions [first, last)."""
-        return cls(walk.at, walk.at.offset + first * walk.step, walk.at.offset + (last - 1) * walk.step + walk.nbytes)
+        return cls(walk.at.buffer, walk.at.offset + first * walk.step, walk.at.offset + (last - 1) * walk.step + walk.nbytes)
 
     def meets(self, other: Extent) -> bool:
         """Whether the two have a byte in common."""
-        return self.place.buffer == other.place.buffer and self.first < other.end and other.first < self.end
+        return self.buffer == other.buffer and self.first < other.end and other.first < self.end
 
     def common(self, other: Extent) -> Extent:
         """The bytes that both have, where they meet."""
-        return Extent(self.place, max(self.first, other.first), min(self.end, other.end))
+        return Extent(self.buffer, max(self.first, other.first), min(self.end, other.end))
 
     def within(self, other: Extent) -> bool:
         """Whether all bytes are the other's, too."""
@@ -79,20 +81,31 @@ class Reach:
     reads: tuple[Walk, ...]
     writes: Walk
 
-    def positions(self, piece: int, pieces: int) -> tuple[int, int]:
-        """Those of all loops."""
+    def touched(self, piece: int, pieces: int) -> list[Extent]:
+        """All bytes that it reads or writes, but for constants."""
+        return [e for walk in (*self.reads, self.writes) for e in _extent(walk, self._any(piece, pieces))]
+
+    def read(self, piece: int, pieces: int) -> list[Extent]:
+        """What it reads, but for constants."""
+        return [e for walk in self.reads for e in _extent(walk, self._any(piece, pieces))]
+
+    def written(self, piece: int, pieces: int) -> list[Extent]:
+        """What it writes something of."""
+        return _extent(self.writes, self._any(piece, pieces))
+
+    def finished(self, piece: int, pieces: int) -> list[Extent]:
+        """What it writes all of: loops compute different channels, and may be cut at different positions."""
+        parts = [loop.part(piece, pieces) for loop in self.loops]
+        return _extent(self.writes, (max(first for first, _ in parts), min(last for _, last in parts)))
+
+    def _any(self, piece: int, pieces: int) -> tuple[int, int]:
+        """From the first position of any loop to the last."""
         parts = [p for loop in self.loops for p in [loop.part(piece, pieces)] if p[0] < p[1]]
         return min((first for first, _ in parts), default=0), max((last for _, last in parts), default=0)
 
-    def read_by(self, piece: int, pieces: int) -> list[Extent]:
-        """What it reads, but for constants."""
-        first, last = self.positions(piece, pieces)
-        return [Extent.of(walk, first, last) for walk in self.reads] if first < last else []
 
-    def written_by(self, piece: int, pieces: int) -> list[Extent]:
-        """What it writes."""
-        first, last = self.positions(piece, pieces)
-        return [Extent.of(self.writes, first, last)] if first < last else []
+def _extent(walk: Walk, positions: tuple[int, int]) -> list[Extent]:
+    return [Extent.of(walk, *positions)] if positions[0] < positions[1] else []
 
 
 def reach(loops: Sequence[Loop], reads: Sequence[tuple[Argument, int, int]], writes: tuple[Argument, int, int]) -> Reach | None:
@@ -105,10 +118,9 @@ def reach(loops: Sequence[Loop], reads: Sequence[tuple[Argument, int, int]], wri
 def follows(before: Reach, after: Reach, pieces: int) -> bool:
     """Whether piece i of `after` may follow piece i of `before` without waiting for the others."""
     numbers = range(pieces)
-    read, written = [before.read_by(i, pieces) for i in numbers], [before.written_by(i, pieces) for i in numbers]
-    everything = [e for w in written for e in w]
-    touched = [e for r in read for e in r] + everything
-    if any(w.meets(e) for i in numbers for w in after.written_by(i, pieces) for e in touched):
+    touched = [e for i in numbers for e in before.touched(i, pieces)]
+    if any(w.meets(e) for i in numbers for w in after.written(i, pieces) for e in touched):
         return False
-    needed = ((r.common(e), written[i]) for i in numbers for r in after.read_by(i, pieces) for e in everything if r.meets(e))
+    written = [e for i in numbers for e in before.written(i, pieces)]
+    needed = ((r.common(e), before.finished(i, pieces)) for i in numbers for r in after.read(i, pieces) for e in written if r.meets(e))
     return all(any(r.within(own) for own in mine) for r, mine in needed)

@@ -262,9 +262,9 @@ def _positions(k: Kernel, config: ConvConfig, s: Segment, axis: str) -> Iterator
 
 
 def loops_of(config: ConvConfig) -> tuple[Loop, ...] | None:
-    """The split loops of a convolution whose threads share rows or columns of one image; None for others."""
+    """The split loops of a convolution whose threads share the rows of one image, or the pixels of its only row; None for others."""
     axis = split_axis(config)
-    if config.images > 1 or config.groups > 1 or axis not in ("rows", "columns") or (axis == "columns" and config.rows > 1):
+    if config.images > 1 or config.groups > 1 or axis != ("rows" if config.rows > 1 else "columns"):
         return None
     if axis == "columns" and config.banded:
         return (Loop(config.columns // config.width, config.width, config.columns),)

@@ -108,18 +108,16 @@ def _reach(config: ConvConfig, shape: ConvShape, given: Sequence[Argument]) -> R
     if loops is None or not isinstance(given[2], Data):
         return None
     window = sum((n - 1) * step for n, step in config.runs) + _run_bytes(shape)
-    return walked(loops, 1 if config.rows == 1 else config.columns, config, window, config.channels, given)
+    return walked(loops, config, window, given)
 
 
-def walked(
-    loops: Sequence[Loop], columns: int, config: ConvConfig | DepthwiseConfig, window: int, channels: int, given: Sequence[Argument]
-) -> Reach | None:
-    """What pieces touch of x, residual and result, if a position is `columns` pixels: one, or a row."""
+def walked(loops: Sequence[Loop], config: ConvConfig | DepthwiseConfig, window: int, given: Sequence[Argument]) -> Reach | None:
+    """What pieces touch of x, residual and result: positions are rows, or pixels where there is one row."""
 
     def walk(steps: Steps, nbytes: int) -> tuple[int, int]:
-        return (steps.column if columns == 1 and config.rows == 1 else steps.row), (columns - 1) * steps.column + nbytes
+        return (steps.column, nbytes) if config.rows == 1 else (steps.row, (config.columns - 1) * steps.column + nbytes)
 
-    e = config.epilogue
+    e, channels = config.epilogue, config.channels
     reads = [(given[0], *walk(config.x, window))]
     if config.residual is not None:
         reads.append((given[1], *walk(config.residual, channels * e.residual_bits // 8)))

@@ -44,7 +44,7 @@ def _reach(config: DepthwiseConfig, target: Target, given: Sequence[Argument]) -
     below, right = config.tap
     taps = max(i * below + j * right for group in config.groups for i, j in group)
     window = taps + (config.window_rows - 1) * below + config.channels
-    return walked((Loop(config.rows, 1, config.rows),), config.columns, config, window, config.channels, given)
+    return walked([Loop(config.rows, 1, config.rows)], config, window, given)
 
 
 def _unsigned(w: NDArray[np.int8], config: DepthwiseConfig, target: Target) -> bool:
