@@ -83,6 +83,20 @@ def test_a_border_that_the_next_kernel_reads_is_there_before_it():
     assert plan.beside == (False, True, True, True, False, False)
 
 
+@pytest.mark.parametrize("large", [True, False])
+def test_what_a_depthwise_layer_reads_outlives_the_pointwise_ones_where_there_is_room(large: bool):
+    """Beside a greater layer it takes no more memory, and a thread need not wait; where it would, memory is used again."""
+    b = Builder()
+    x = b.input(1, 16, 16, 8)
+    x = b.conv(b.conv(x, 96), 8) if large else x
+    y = b.conv(x, 32)
+    z = b.depthwise(y, (3, 3), pads=SAME)
+    plan = check(b, b.conv(b.conv(z, 16), 8))
+    written = {a.step.result: n for n, a in enumerate(plan.actions) if isinstance(a, Run)}
+    block = next(i for i in plan.blocks if i.name == y.name)
+    assert block.last == written[z] + (2 if large else 0)
+
+
 def test_halo_is_the_greatest_of_all_pads():
     b = Builder()
     x = b.conv(b.transpose(b.input(1, 2, 8, 8), 0, 2, 3, 1), 4)
