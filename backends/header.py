@@ -151,9 +151,19 @@ def _facts(tensor: Tensor) -> dict[str, str]:
         facts["SHAPE"] = "{" + ", ".join(map(str, tensor.shape)) + "}"
     if tensor.bounded:
         facts |= dict(zip(("LOW", "HIGH"), (f"({bound})" for bound in tensor.interval)))
-    if tensor.scale is not None:
-        facts |= {"SCALE": repr(float(tensor.scale)), "ZERO_POINT": f"({tensor.zero_point})"}
+    if isinstance(tensor.zero_point, tuple):
+        facts |= {
+            "AXIS": f"{tensor.axis} /* each index of it has its own: */",
+            "SCALES": _list(tensor.scales),
+            "ZERO_POINTS": _list(tensor.zero_point),
+        }
+    elif tensor.scale is not None:
+        facts |= {"SCALE": repr(tensor.scales[0]), "ZERO_POINT": f"({tensor.zero_point})"}
     return facts
+
+
+def _list(numbers: Sequence[float]) -> str:
+    return "{" + ", ".join(repr(float(n)) for n in numbers) + "}"
 
 
 def _plain(name: str) -> str:

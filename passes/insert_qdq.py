@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.ir.graph import Declined, Graph, Value, apply
-from qcompiler.ir.ops import Cast, Concat, Const, Conv, Dequantize, Input, MatMul, Quantize, Softmax, constant
+from qcompiler.ir.ops import Cast, Concat, Const, Conv, CountSteps, Dequantize, Input, MatMul, Quantize, Softmax, constant
 from qcompiler.ir.pointwise import Add, Binary, Clip, PRelu
 from qcompiler.ir.types import DType, Quantization, TensorType, quantized
 
@@ -37,6 +37,8 @@ COARSER = 4.0
 def fixed_quantization(v: Value, scheme: Scheme = PLAIN) -> Quantization | None:
     """The quantization that a value has by its nature, whatever the data: that of probabilities, and of integers as numbers."""
     match v.op:
+        case CountSteps(zero_point=zero):
+            return Quantization.per_tensor(1.0, zero)
         case _ if scheme.bits > 8:
             return None
         case _ if (given := scheme.result(v)) is not None:

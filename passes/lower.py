@@ -34,6 +34,7 @@ from qcompiler.ir.ops import (
     Concat,
     Const,
     Conv,
+    CountSteps,
     Dequantize,
     Gather,
     Input,
@@ -98,7 +99,7 @@ class _Lowering:
         return v
 
     def _quantized(self, v: Value, x: Value, new: dict[Value, Value]) -> Value:
-        if isinstance(x.op, Input):
+        if isinstance(x.op, (Input, CountSteps)):
             return v
         if isinstance(x.op, Const):
             return quantized_constant(x, v.type, v.name)

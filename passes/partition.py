@@ -22,7 +22,7 @@ from functools import cached_property
 from qcompiler.errors import UnsupportedModel
 from qcompiler.ir.graph import Declined, Graph, Value
 from qcompiler.ir.integer import Clamp, IntAdd, IntConv, IntSum, Lookup, Requantize
-from qcompiler.ir.ops import Concat, Const, Dequantize, Expand, Gather, Input, Quantize, Reshape, Slice, Tile, Transpose
+from qcompiler.ir.ops import Concat, Const, CountSteps, Dequantize, Expand, Gather, Input, Quantize, Reshape, Slice, Tile, Transpose
 from qcompiler.ir.types import DType
 
 INDEX_MOVEMENT = (Concat, Expand, Gather, Reshape, Slice, Tile, Transpose)
@@ -68,7 +68,8 @@ def program_inputs(graph: Graph) -> tuple[Value, ...]:
 def _entries(graph: Graph, v: Value) -> tuple[Value, ...]:
     if not v.type.dtype.is_float:
         return (v,)
-    return tuple(dict.fromkeys(u for u in graph.uses[v] if isinstance(u.op, Quantize)))
+    counted = [u for u in graph.uses[v] if isinstance(u.op, CountSteps)]
+    return tuple(dict.fromkeys(u for x in (v, *counted) for u in graph.uses[x] if isinstance(u.op, Quantize)))
 
 
 def program_outputs(graph: Graph) -> tuple[Value, ...]:
@@ -110,7 +111,7 @@ def _is_depthwise(v: Value) -> bool:
 
 
 def _computed(graph: Graph) -> tuple[Value, ...]:
-    boundary = (Const, Input, Quantize, Dequantize)
+    boundary = (Const, Input, CountSteps, Quantize, Dequantize)
     return tuple(v for v in graph.order if not isinstance(v.op, boundary))
 
 

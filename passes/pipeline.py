@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain, islice
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedModel, UsageError
 from qcompiler.ir.graph import Declined, Graph, Value
-from qcompiler.ir.ops import ArgMax, Conv
-from qcompiler.ir.pointwise import Clip, Unary
+from qcompiler.ir.ops import ArgMax, Concat, Conv
+from qcompiler.ir.pointwise import Clip, Max, Min, Unary
 from qcompiler.ir.sequence import Attention, Normalize
 from qcompiler.ir.types import Quantization
 from qcompiler.ir.verify import Stage, verify
@@ -22,10 +23,12 @@ from .calibrate import Statistics, calibrate, samples
 from .calibrate.choose import DEFAULT, Method, MinMax, Mse, choose
 from .calibrate.codebook import codebook
 from .clip_channels import clip_channels
+from .count_steps import count_steps
 from .covariances import covariances
 from .equalize import equalize
 from .equalize_attention import equalize_attention
 from .given_scales import given_scales, refused_pairs, saturating_pairs
+from .input_levels import Levels, input_levels
 from .insert_qdq import insert_qdq, share
 from .legalize import legalize
 from .lower import lower_to_integers
@@ -116,6 +119,8 @@ def quantize_lengths(
     declined = Declined()
     simple = legal(graphs[0], declined)
     preview, batches = split_off(batches, PREVIEW_SAMPLES)
+    levels = levels_of(simple, preview, options)
+    simple = counted(simple, levels, declined)
     shown = calibrate(simple, preview, storage_points(simple)) if options.equalize or options.reparameterize else {}
     if options.clip_channels:
         widths = activation_widths(simple, options.activation_bits, options.plan)
@@ -124,7 +129,7 @@ def quantize_lengths(
     if options.plan is not None:
         options.plan.check(even)
     seen = observed(even, preview, batches, options, progress)
-    return quantized(even, seen, options, declined), *(_replayed(g, simple, shown, even, seen, options) for g in graphs[1:])
+    return quantized(even, seen, options, declined), *(_replayed(g, simple, levels, shown, even, seen, options) for g in graphs[1:])
 
 
 @dataclass(frozen=True)
@@ -135,11 +140,13 @@ class Measured:
     statistics: Mapping[Value, Statistics]
     means: Mapping[Value, NDArray[np.float64]] | None
     covariances: Mapping[Value, NDArray[np.float64]] | None
+    levels: Mapping[Value, Quantization]
+    """Of inputs that one step and zero point store exactly."""
 
     def observed(self, options: Options) -> Observed:
         """Scales by the method and within the scheme of `options`."""
         bits, plan = options.activation_bits, options.plan
-        quantization = choose_all(self.graph, self.statistics, options.method, bits, plan, options.scheme)
+        quantization = choose_all(self.graph, self.statistics, options.method, bits, plan, options.scheme, self.levels)
         return Observed(quantization, self.means, self.covariances)
 
 
@@ -158,10 +165,12 @@ def exchange_graph(found: Measured, options: Options) -> Graph:
     return verify(watched("insert_qdq-exchange", insert(spell_out=True)), Stage.qdq)
 
 
-def _replayed(graph: Graph, first: Graph, shown: Mapping[Value, Statistics], even: Graph, seen: Observed, options: Options) -> Quantized:
-    """`graph` quantized as another form of the same network was: `shown` of `first`, `seen` of `even`."""
+def _replayed(
+    graph: Graph, first: Graph, levels: Mapping[str, Levels], shown: Mapping[Value, Statistics], even: Graph, seen: Observed, options: Options
+) -> Quantized:
+    """`graph` quantized as another form of the same network was: `levels` and `shown` of `first`, `seen` of `even`."""
     declined = Declined()
-    simple = legal(graph, declined)
+    simple = counted(legal(graph, declined), levels, declined)
     simple = evened(simple, transferred(shown, first, simple, storage_points(simple)), options, declined)
     return quantized(simple, seen.transferred(even, simple), options, declined)
 
@@ -173,6 +182,20 @@ def legal(graph: Graph, declined: Declined) -> Graph:
     if problems := refused_pairs(simple):
         raise UnsupportedModel(problems)
     return verify(watched("legalize", simple), Stage.float)
+
+
+def levels_of(graph: Graph, preview: Batches, options: Options) -> dict[str, Levels]:
+    """The levels of the inputs that have some. Other schemes than ours have one scale for an input, which fits ranges."""
+    if options.scheme != PLAIN:
+        return {}
+    looked_at = _looked_at(graph, preview)
+    found = {v.name: input_levels([s[v.name] for s in looked_at]) for v in graph.inputs if v.type.dtype.is_float}
+    return {name: levels for name, levels in found.items() if levels is not None}
+
+
+def counted(graph: Graph, levels: Mapping[str, Levels], declined: Declined) -> Graph:
+    """The canonical `graph` with inputs of several channels counted in the steps of each."""
+    return verify(watched("count_steps", count_steps(graph, levels, declined)), Stage.float)
 
 
 @dataclass(frozen=True)
@@ -204,7 +227,8 @@ def observed(graph: Graph, preview: Batches, batches: Batches, options: Options,
 def _measured(graph: Graph, preview: Batches, batches: Batches, options: Options, progress: Callable[[int], None] | None) -> Measured:
     statistics = calibrate(graph, batches, storage_points(graph), progress)
     means = _means(graph, statistics) if options.correct_bias else None
-    return Measured(graph, statistics, means, covariances(graph, _looked_at(graph, preview)) if options.second_order else None)
+    levels = {v: q for v in graph.inputs for name, x in levels_of(graph, preview, options).items() if v.name == name and (q := x.quantization)}
+    return Measured(graph, statistics, means, covariances(graph, _looked_at(graph, preview)) if options.second_order else None, levels)
 
 
 def _looked_at(graph: Graph, preview: Batches) -> list[dict[str, NDArray[np.generic]]]:
@@ -247,9 +271,15 @@ def evened(graph: Graph, shown: Mapping[Value, Statistics], options: Options, de
 
 
 def choose_all(
-    graph: Graph, statistics: Mapping[Value, Statistics], method: Method, bits: int = 8, plan: Plan | None = None, scheme: Scheme = PLAIN
+    graph: Graph,
+    statistics: Mapping[Value, Statistics],
+    method: Method,
+    bits: int = 8,
+    plan: Plan | None = None,
+    scheme: Scheme = PLAIN,
+    levels: Mapping[Value, Quantization] = MappingProxyType({}),
 ) -> dict[Value, Quantization]:
-    """The quantization of every stored value, equal where values share one.
+    """The quantization of every stored value, equal where values share one; that of inputs by their `levels` where they have some.
 
     Outputs of the network are not clipped but given a margin: where the greatest of them saturate, answers tie.
     """
@@ -257,7 +287,13 @@ def choose_all(
     narrow = dict.fromkeys(statistics, scheme.bits) if scheme.bits > 8 else activation_widths(graph, bits, plan)
     widths = narrow | dict.fromkeys(wide, 16)
     chosen = {v: _choice(graph, v, s, method, widths[v], scheme) for v, s in statistics.items()}
-    return share(graph, chosen, [*streams(graph, wide), *_alike(graph, scheme)], scheme, given_scales(graph))
+    exact = {v: q for v, q in levels.items() if widths.get(v) == q.bits and not _is_joined(graph, v)}
+    return share(graph, chosen, [*streams(graph, wide), *_alike(graph, scheme)], scheme, exact | given_scales(graph))
+
+
+def _is_joined(graph: Graph, v: Value) -> bool:
+    """Whether `v` shares its scale with something that other values are part of: their range counts as well then."""
+    return any(isinstance(u.op, (Concat, Max, Min)) or (is_movement(u) and _is_joined(graph, u)) for u in graph.uses[v])
 
 
 def _alike(graph: Graph, scheme: Scheme) -> list[tuple[Value, Value]]:

@@ -54,6 +54,8 @@ class Copy:
     shape: tuple[int, ...]
     source: Layout
     target: Layout
+    trailing: int | None = None
+    """What one more element behind each row of the target is set to by the way: a channel of one number beside a few of pixels."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def no_scratch(step: Step) -> int:
 def plan_memory(graph: Graph, steps: Sequence[Step], scratch: Callable[[Step], int] = no_scratch) -> Plan:
     """The plan of the integer `graph` whose kernels are `steps`, in that order, each with so many bytes of `scratch` memory."""
     placement = Placement(graph, tuple(steps), {s.result: scratch(s) for s in steps})
-    actions = tuple(_with_fills(_actions(placement), placement))
+    actions = tuple(_with_trailing(tuple(_with_fills(_actions(placement), placement))))
     blocks = _placed(_blocks(actions, placement), _wanted(actions))
     offsets = dict(zip(_arena_buffers(actions), (b.offset for b in blocks), strict=True))
     layouts = {v: _resolve(placement.layout(v), offsets) for v in placement.stored}
@@ -274,6 +276,34 @@ def halo_fills(v: Value, halo: Halo, layout: Layout) -> Iterator[Fill]:
     ):
         if size and lines:
             yield Fill(v, (n, lines, size), Layout(layout.buffer, at, (image, row, 1)), q)
+
+
+WOVEN, FEW = 16, (2, 3)
+"""Pixels from which on a channel is written beside others, and so many others."""
+
+
+def _with_trailing(actions: Sequence[Action]) -> Iterator[Action]:
+    """A copy of a few channels, and the fill of one more right behind, are one copy."""
+    joined = {n for n, (a, b) in enumerate(pairwise(actions)) if isinstance(a, Copy) and isinstance(b, Fill) and _continues(a, b)}
+    for n, a in enumerate(actions):
+        if n in joined:
+            after = actions[n + 1]
+            assert isinstance(a, Copy)
+            assert isinstance(after, Fill)
+            yield replace(a, trailing=after.q)
+        elif n - 1 not in joined:
+            yield a
+
+
+def _continues(a: Copy, b: Fill) -> bool:
+    """Whether `b` is one channel behind those of `a`, and pixels of `a` follow each other on both sides."""
+    n = a.shape[-1] if a.shape else 0
+    if n not in FEW or itemsize(a.value.type) != 1 or a.target.strides[-1] != 1 or b.shape != (*a.shape[:-1], 1):
+        return False
+    behind = b.target.buffer == a.target.buffer and b.target.offset == a.target.offset + n and b.target.strides[:-1] == a.target.strides[:-1]
+    pixels = zip(a.shape, a.source.strides, a.target.strides)
+    planar = a.source.strides[-1] != 1
+    return behind and any(t == n + 1 and s == (1 if planar else n) and d >= WOVEN for d, s, t in pixels)
 
 
 # --- from numbered buffers to one arena --------------------------------------------------------------------------

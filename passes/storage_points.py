@@ -18,6 +18,7 @@ from qcompiler.ir.ops import (
     Const,
     Conv,
     ConvTranspose,
+    CountSteps,
     Dequantize,
     Expand,
     Gather,
@@ -68,11 +69,11 @@ def absorbed_by_clip(graph: Graph, v: Value) -> bool:
 
 def is_stored(graph: Graph, v: Value) -> bool:
     """Whether `v` is a float activation that needs a quantization of its own or shared; constants are not activations,
-    and what is read by a Quantize alone has one already."""
+    and what is read by a Quantize alone has one already; of an input that is counted in steps these are stored."""
     if not v.type.dtype.is_float or isinstance(v.op, (Const, Dequantize, Quantize)):
         return False
     users = graph.uses[v]
-    given = bool(users) and all(isinstance(u.op, Quantize) for u in users) and v not in graph.outputs
+    given = bool(users) and all(isinstance(u.op, (Quantize, CountSteps)) for u in users) and v not in graph.outputs
     return not given and not absorbed_by_clip(graph, v)
 
 

@@ -3,7 +3,7 @@
     {"format": 1, "tool": "qcompiler 0.1.0", "prefix": "model",
      "target": {"name": "arm64-dotprod", "triple": "aarch64-unknown-linux-gnu", "arch": "aarch64", "os": "linux", "features": ["neon", "dotprod"]},
      "arena_size": bytes, "weights_size": bytes, "code_size": bytes,
-     "inputs": [{"name", "shape", "dtype": "float32", "storage": "int8", "scale": 0.1 or null, "zero_point": 3,
+     "inputs": [{"name", "shape", "dtype": "float32", "storage": "int8", "scale": 0.1 or null, "zero_point": 3, "axis": null,
                  "low": null or the least integer that may be given, "high": the greatest}], "outputs": the same,
      "entries": {"model_run": offset in model.img, "model_run_f32": offset},
      "files": {"model.o": {"size": bytes, "sha256": hex, "crc32": number}, ...},
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from .errors import ArtifactError
 
@@ -41,16 +42,18 @@ LIBRARIES = {"linux": "model.so", "android": "model.so", "macos": "model.dylib",
 class Tensor:
     """An input or output: `run` takes it as `dtype`, `run_integer` as `storage`; real = scale * (integer - zero_point).
 
+    Inputs whose channels have steps of their own have a tuple of scales and zero points along `axis`; these may lie between two integers.
     Inputs with `low` and `high` (indices, masks) are refused by the program where an element is outside of them."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
     storage: str = "int8"
-    scale: float | None = None
-    zero_point: int = 0
+    scale: float | tuple[float, ...] | None = None
+    zero_point: int | tuple[float, ...] = 0
     low: int | None = None
     high: int | None = None
+    axis: int | None = None
 
     @property
     def bounded(self) -> bool:
@@ -67,6 +70,29 @@ class Tensor:
     def size(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """One scale, or one per index of `axis`."""
+        return self.scale if isinstance(self.scale, tuple) else (1.0 if self.scale is None else self.scale,)
+
+    @property
+    def offsets(self) -> tuple[tuple[float, ...], int]:
+        """What is added before rounding, like `scales`, and after: integer = round(real / scale + before) + after."""
+        zeros = self.zero_point if isinstance(self.zero_point, tuple) else (self.zero_point,)
+        whole = len(set(zeros)) == 1 and float(zeros[0]).is_integer()
+        return ((0.0,) * len(zeros), int(zeros[0])) if whole else (zeros, 0)
+
+    def quantize(self, real: ArrayLike) -> NDArray[Any]:
+        """The integers that `run` makes of real numbers, ties to even, saturated: what `run_integer` takes."""
+        x = np.asarray(real, np.float32)
+        before, after = self.offsets
+        shape = [1] * len(self.shape)
+        if self.axis is not None:
+            shape[self.axis] = -1
+        scales, shifts = (np.array(a, np.float32).reshape(shape) for a in (self.scales, before))
+        bounds = np.iinfo(self.storage)
+        return np.clip(np.rint(x / scales + shifts) + np.float32(after), bounds.min, bounds.max).astype(self.storage)
 
     def nbytes(self, integer: bool) -> int:
         """Bytes of the dense array, as `run_integer` (or else `run`) takes it."""
@@ -198,7 +224,8 @@ def _form(data: dict[str, Any], sizes: tuple[int, int], parallel: bool) -> Inter
 
 
 def _tensor(data: dict[str, Any]) -> Tensor:
-    tensor = Tensor(**{**data, "shape": tuple(int(d) for d in data["shape"])})
+    listed = {key: tuple(data[key]) for key in ("scale", "zero_point") if isinstance(data.get(key), list)}
+    tensor = Tensor(**{**data, **listed, "shape": tuple(int(d) for d in data["shape"])})
     if (tensor.low is None) != (tensor.high is None) or not all(isinstance(b, int | None) for b in (tensor.low, tensor.high)):
         raise ValueError(f"expected two integers or none, found low {tensor.low} and high {tensor.high}")
     if min(tensor.shape, default=1) < 1:

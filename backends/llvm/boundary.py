@@ -2,13 +2,15 @@
 
 q = clip(roundeven(x / scale) + zero_point, -128, 127)        x = scale * (q - zero_point)        in float32
 
-16 bits are clipped to -32768 and 32767.
+16 bits are clipped to -32768 and 32767. Inputs whose channels have scales of their own have zero points that may lie between two integers, added
+before rounding: they are walked channel by channel where channels are planes, else by as many numbers as hold whole pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -46,7 +48,21 @@ def emit_quantize(k: Kernel, inputs: Sequence[Staged]) -> None:
     given, arena = k.parameters
     for i, s in enumerate(inputs):
         if s.offset is not None:
-            _each(k, s.tensor.size, _pointer(k, given, i), F32, arena + s.offset, _integer(s.tensor), _quantizer(k, s.tensor))
+            _quantize(k, s.tensor, _pointer(k, given, i), arena + s.offset)
+
+
+def _quantize(k: Kernel, t: Tensor, source: Ptr, target: Ptr) -> None:
+    """All numbers of an input: in one go, or plane after plane."""
+    (before, after), count = t.offsets, len(t.scales)
+    if t.axis is None or len(set(zip(t.scales, before))) == 1:
+        return _each(k, t.size, source, F32, target, _integer(t), _quantizer(k, t, t.scales[:1], before[:1], after))
+    outer, plane = prod(t.shape[: t.axis]), prod(t.shape[t.axis + 1 :])
+    if plane == 1:
+        return _each(k, t.size, source, F32, target, _integer(t), _quantizer(k, t, t.scales, before, after), LANES * count)
+    for n in range(outer * count):
+        at, c = n * plane, n % count
+        convert = _quantizer(k, t, t.scales[c : c + 1], before[c : c + 1], after)
+        _each(k, plane, source + 4 * at, F32, target + at * np.dtype(t.storage).itemsize, _integer(t), convert)
 
 
 def emit_dequantize(k: Kernel, outputs: Sequence[Staged]) -> None:
@@ -94,9 +110,9 @@ def _bytes(kind: Any) -> int:
     return 4 if kind is F32 else int(kind.width) // 8
 
 
-def _each(k: Kernel, n: int, source: Ptr, read: Any, target: Ptr, written: Any, convert: Callable[[Any], Any]) -> None:
-    """convert() over n elements of type `read` to elements of `written`: whole vectors, the last moved back inside; one by one if few."""
-    lanes = LANES if n >= LANES else 1
+def _each(k: Kernel, n: int, source: Ptr, read: Any, target: Ptr, written: Any, convert: Callable[[Any], Any], size: int = LANES) -> None:
+    """convert() over n elements of type `read` to elements of `written`: vectors of `size`, the last moved back inside; one vector if few."""
+    lanes = size if n >= size else 1 if size == LANES else n
     kind = ir.VectorType(read, lanes)
     with k.split(-(-n // lanes)) as i:
         start = i * lanes
@@ -105,13 +121,15 @@ def _each(k: Kernel, n: int, source: Ptr, read: Any, target: Ptr, written: Any, 
         k.b.store(convert(value), (target + at * _bytes(written)).ir, align=1)
 
 
-def _quantizer(k: Kernel, t: Tensor) -> Callable[[Any], Any]:
+def _quantizer(k: Kernel, t: Tensor, scales: Sequence[float], before: Sequence[float], after: int) -> Callable[[Any], Any]:
+    """Of vectors whose elements have these scales and shifts in turn."""
     bounds, stored = np.iinfo(t.storage), _integer(t)
 
     def convert(x: Any) -> Any:
         kind = x.type
-        rounded = _roundeven(k, k.b.fdiv(x, _splat(kind, t.scale)))
-        q = k.b.fadd(rounded, _splat(kind, t.zero_point))
+        steps = k.b.fdiv(x, _repeated(kind, scales))
+        rounded = _roundeven(k, k.b.fadd(steps, _repeated(kind, before)) if any(before) else steps)
+        q = k.b.fadd(rounded, _splat(kind, after))
         low, high = _splat(kind, float(bounds.min)), _splat(kind, float(bounds.max))
         q = k.b.select(k.b.fcmp_ordered(">", q, low), q, low)
         q = k.b.select(k.b.fcmp_ordered("<", q, high), q, high)
@@ -123,9 +141,9 @@ def _quantizer(k: Kernel, t: Tensor) -> Callable[[Any], Any]:
 def _dequantizer(k: Kernel, t: Tensor) -> Callable[[Any], Any]:
     def convert(q: Any) -> Any:
         wide = k.b.sext(q, ir.VectorType(I32, q.type.count))
-        centered = k.b.sub(wide, instrs.splat(wide.type, t.zero_point))
+        centered = k.b.sub(wide, instrs.splat(wide.type, t.offsets[1]))
         kind = ir.VectorType(F32, q.type.count)
-        return k.b.fmul(k.b.sitofp(centered, kind), _splat(kind, t.scale))
+        return k.b.fmul(k.b.sitofp(centered, kind), _splat(kind, t.scales[0]))
 
     return convert
 
@@ -136,5 +154,10 @@ def _roundeven(k: Kernel, x: Any) -> Any:
     return k.b.call(function, [x])
 
 
-def _splat(kind: Any, value: float | None) -> Any:
-    return ir.Constant(kind, [float(np.float32(value if value is not None else 1.0))] * kind.count)
+def _splat(kind: Any, value: float) -> Any:
+    return _repeated(kind, (value,))
+
+
+def _repeated(kind: Any, values: Sequence[float]) -> Any:
+    """A vector of the values in turn."""
+    return ir.Constant(kind, [float(np.float32(values[i % len(values)])) for i in range(kind.count)])

@@ -22,7 +22,7 @@ import numpy as np
 from llvmlite import ir
 
 from qcompiler.ir.graph import Graph, Value
-from qcompiler.ir.ops import Quantize
+from qcompiler.ir.ops import CountSteps, Quantize
 from qcompiler.passes.index_ranges import input_interval
 from qcompiler.passes.layouts import Buffer, Space
 from qcompiler.passes.partition import Step, partition
@@ -92,7 +92,12 @@ def compile_lengths(graphs: Mapping[str, Graph], target: Target, prefix: str = "
 
 
 def _input_names(inputs: Iterable[Value]) -> list[str]:
-    return [v.inputs[0].name if isinstance(v.op, Quantize) else v.name for v in inputs]
+    return [_source(v).name for v in inputs]
+
+
+def _source(v: Value) -> Value:
+    """The graph input behind a `Quantize`."""
+    return _source(v.inputs[0]) if isinstance(v.op, (Quantize, CountSteps)) else v
 
 
 def _tensors(values: Sequence[Value], names: Sequence[str]) -> tuple[Tensor, ...]:
@@ -103,7 +108,10 @@ def _tensor(v: Value, name: str) -> Tensor:
     storage = str(np.dtype(v.type.dtype.numpy))
     if v.type.quant is None:
         return Tensor(name, v.shape, storage, storage)
-    return Tensor(name, v.shape, "float32", storage, v.type.quant.scale[0], v.type.quant.zero_point[0])
+    scale, zero = v.type.quant.scale[0], v.type.quant.zero_point[0]
+    if isinstance(v.op, Quantize) and isinstance(counted := v.inputs[0].op, CountSteps):
+        return Tensor(name, v.shape, "float32", storage, counted.step, tuple(s + zero for s in counted.shift), axis=counted.axis)
+    return Tensor(name, v.shape, "float32", storage, scale, zero)
 
 
 def _inputs(plan: Plan, graph: Graph) -> tuple[Tensor, ...]:

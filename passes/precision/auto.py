@@ -115,6 +115,7 @@ def prepare(
     simple = pipeline.legal(graph, declined)
     held = HeldOut(simple, batches)
     preview, rest = pipeline.split_off(held, pipeline.PREVIEW_SAMPLES)
+    simple = pipeline.counted(simple, pipeline.levels_of(simple, preview, options), declined)
     even = pipeline.evened(simple, calibrate(simple, preview, storage_points(simple)), options, declined)
     options = replace(options, weight_bits=8, activation_bits=8, plan=Plan())
     seen = pipeline.observed(even, preview, rest, options, lambda n: tell("calibrating", n, 0))

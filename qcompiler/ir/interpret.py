@@ -18,7 +18,7 @@ from qcompiler.errors import UsageError
 from . import interpret_movement, interpret_pointwise, interpret_sequence, interpret_spatial
 from .graph import Graph, Value
 from .interpret_movement import Array, Kernel, Namespace, dtype_in
-from .ops import Const, Dequantize, Input, Op, Pad, PadMode, Quantize
+from .ops import Const, CountSteps, Dequantize, Input, Op, Pad, PadMode, Quantize
 from .pointwise import Map
 from .types import Quantization, TensorType
 
@@ -67,6 +67,9 @@ def compute(v: Value, arrays: Sequence[Array], xp: Namespace = np) -> Array:
             return xp.asarray(data)
         case Quantize(type):
             return quantize(xp, arrays[0], type)
+        case CountSteps():
+            step, shift = v.op.along(v.type.rank)
+            return xp.astype(arrays[0], xp.float32) / xp.asarray(step) + xp.asarray(shift)
         case Dequantize():
             return dequantize(xp, arrays[0], _quantization(v.inputs[0]))
         case Pad(mode=PadMode.constant) if v.inputs[0].type.quant is not None:

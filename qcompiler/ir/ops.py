@@ -392,6 +392,30 @@ class Resize(Op):
 
 
 @dataclass(frozen=True)
+class CountSteps(Op):
+    """x / step_c + shift_c in float32, c the index along `axis`: what a graph input was before someone scaled it, pixels say.
+
+    Stands between a graph input and its `Quantize`, which has a step of 1 and this zero point (`passes/count_steps.py`).
+    """
+
+    step: tuple[float, ...]
+    shift: tuple[float, ...]
+    axis: int
+    zero_point: int
+
+    def infer(self, x: TensorType) -> TensorType:
+        if not len(self.step) == len(self.shift) == x.shape[self.axis]:
+            raise ValueError(f"expected {x.shape[self.axis]} steps and shifts for axis {self.axis} of {x}, found {len(self.step)}, {len(self.shift)}")
+        return x
+
+    def along(self, rank: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Steps and shifts as arrays that broadcast against a tensor of `rank` dimensions."""
+        shape = [1] * rank
+        shape[self.axis] = -1
+        return np.array(self.step, np.float32).reshape(shape), np.array(self.shift, np.float32).reshape(shape)
+
+
+@dataclass(frozen=True)
 class Quantize(Op):
     """Float to the quantized `type`: clip(round(x / scale) + zero point)."""
 

@@ -81,6 +81,7 @@ FLOAT_TABLE: Table = {
     ops.Where: Legal(PLAIN, (BOOL, PLAIN)),
     ops.Input: Legal(PLAIN),
     ops.Const: Legal(ANY),
+    ops.CountSteps: Legal(FLOAT, (FLOAT,)),
     ops.Quantize: Legal(QUANTIZED, (FLOAT,)),
     ops.Dequantize: Legal(FLOAT, (QUANTIZED,)),
     ops.Integers: Legal(PLAIN, (QUANTIZED,)),
@@ -90,6 +91,7 @@ INTEGER_TABLE: Table = {
     **_each(Legal(INTEGER, (INTEGER,)), *MOVEMENT),
     ops.Input: Legal(SOURCE),
     ops.Const: Legal(INTEGER),
+    ops.CountSteps: Legal(FLOAT, (FLOAT,)),
     ops.Quantize: Legal(ACTIVATION, (FLOAT,)),
     ops.Dequantize: Legal(FLOAT, (EITHER,)),
     ops.Integers: Legal(PLAIN, (EITHER,)),
@@ -125,11 +127,13 @@ def _qdq_structure(graph: Graph, v: Value) -> str | None:
 def _integer_structure(graph: Graph, v: Value) -> str | None:
     """Floats at the border only; movement does not change quantization, and is movement indeed."""
     match v.op:
-        case ops.Quantize() if not isinstance(v.inputs[0].op, ops.Input):
+        case ops.CountSteps() if not isinstance(v.inputs[0].op, ops.Input):
             return f"expected a graph input as operand, found {v.inputs[0]!r}"
+        case ops.Quantize() if not isinstance(v.inputs[0].op, (ops.Input, ops.CountSteps)):
+            return f"expected a graph input, or its steps, as operand, found {v.inputs[0]!r}"
         case ops.Dequantize() if graph.uses[v]:
             return f"expected a graph output that nothing reads, found readers {list(graph.uses[v])}"
-        case ops.Input() if v.type.dtype.is_float and not all(isinstance(u.op, ops.Quantize) for u in graph.uses[v]):
+        case ops.Input() if v.type.dtype.is_float and not all(isinstance(u.op, (ops.Quantize, ops.CountSteps)) for u in graph.uses[v]):
             return f"expected Quantize as only reader, found {list(graph.uses[v])}"
         case ops.Reduce(kind=ops.Reduction.sum | ops.Reduction.mean) as op if type(op) is ops.Reduce:
             return f"expected a maximum or minimum, found {op.kind.name}: sums are IntReduceSum"

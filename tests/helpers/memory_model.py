@@ -37,6 +37,9 @@ class MemoryModel:
                 case Copy():
                     source = self.view(action.source, action.shape, action.value)
                     self.view(action.target, action.shape, action.value)[...] = source.copy()
+                    if action.trailing is not None:
+                        behind = (*action.shape[:-1], 1), action.target.moved((*[0] * (len(action.shape) - 1), action.shape[-1]))
+                        self.view(behind[1], behind[0], action.value)[...] = action.trailing
                 case Fill():
                     self.view(action.target, action.shape, action.value)[...] = action.q
         assert all((a == b).all() for a, b in zip(before, self.inputs)), "the plan writes to its inputs"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,9 @@ def emit_fill(k: Kernel, config: FillConfig) -> None:
 
 @dataclass(frozen=True)
 class CopyConfig:
-    """target[i] = source[i] ^ (0x80 where `flip`), in units of `size` bytes; `exact` forbids reading past the source's end."""
+    """target[i] = source[i] ^ (0x80 where `flip`), in units of `size` bytes; `exact` forbids reading past the source's end.
+
+    `trailing` is a byte that goes behind each row of the last axis."""
 
     shape: tuple[int, ...]
     source: Strides
@@ -79,6 +82,7 @@ class CopyConfig:
     size: int
     flip: bool
     exact: bool
+    trailing: int | None = None
 
 
 def plan_copy(copy: Copy, target: Target) -> Iterable[Launch]:
@@ -88,7 +92,8 @@ def plan_copy(copy: Copy, target: Target) -> Iterable[Launch]:
     size = itemsize(copy.value.type)
     flip = size == 1 and bool(target.storage_offset) and copy.source.in_arena != copy.target.in_arena
     exact = copy.source.buffer.space in (Space.input, Space.output)
-    config = CopyConfig(shape, source, written, size, flip, exact)
+    trailing = None if copy.trailing is None else stored_byte(copy.trailing, copy.target, target)
+    config = CopyConfig(shape, source, written, size, flip, exact, trailing)
     yield Launch(emit_copy, config, ("source", "target"), (argument, Address.of(copy.target)), f"{copy.value.name} (copy)")
 
 
@@ -104,7 +109,9 @@ def _source(copy: Copy) -> tuple[Argument, Strides]:
 
 def emit_copy(k: Kernel, c: CopyConfig) -> None:
     """The body of a function of ("source", "target")."""
-    if _moves_rows(c):
+    if c.trailing is not None and c.source[-1] == 1:
+        _widen(k, c)
+    elif _moves_rows(c):
         _copy_rows(k, c)
     elif (axes := _planes(c)) is not None:
         _interleave(k, c, axes)
@@ -155,8 +162,33 @@ def _planes(c: CopyConfig) -> tuple[int, int] | None:
     last = len(c.shape) - 1
     if c.size != 1 or c.target[-1] != 1 or c.shape[-1] > 4:
         return None
-    along = [a for a in range(last) if c.source[a] == 1 and c.target[a] == c.shape[-1] and c.shape[a] >= 16]
+    along = [a for a in range(last) if c.source[a] == 1 and c.target[a] == _pixel(c) and c.shape[a] >= 16]
     return (last, along[0]) if along else None
+
+
+def _pixel(c: CopyConfig) -> int:
+    """Bytes of a pixel of the target."""
+    return c.shape[-1] + (c.trailing is not None)
+
+
+def _trailing(c: CopyConfig) -> list[Any]:
+    """16 times the trailing byte, as it is before `flip`."""
+    if c.trailing is None:
+        return []
+    byte = c.trailing ^ (0x80 if c.flip else 0)
+    return [instrs.splat(instrs.vector_type((16, 8)), byte - 256 * (byte > 127))]
+
+
+def _widen(k: Kernel, c: CopyConfig) -> None:
+    """16 pixels at a time, each with one byte more."""
+    last, n = len(c.shape) - 1, c.shape[-1]
+    along = next(a for a in range(last) if c.source[a] == n and c.target[a] == n + 1)
+    picks = [i for p in range(16) for i in (*range(n * p, n * p + n), 16 * n)]
+    with _others(k, c, (last, along)) as (source, target), k.split(-(-c.shape[along] // 16)) as i:
+        start = _inside(i, 16, c.shape[along])
+        pixels = _octets(k, source + start * n, 16 * n)
+        number = instrs.pick(k.b, _trailing(c)[0], [0] * (16 * n))
+        k.b.store(_flip_raw(k, instrs.shuffle(k.b, pixels, number, picks), c.flip), (target + start * (n + 1)).ir, align=1)
 
 
 def _interleave(k: Kernel, c: CopyConfig, axes: tuple[int, int]) -> None:
@@ -165,13 +197,17 @@ def _interleave(k: Kernel, c: CopyConfig, axes: tuple[int, int]) -> None:
     planes, n = c.shape[plane], c.shape[along]
     with _others(k, c, axes) as (source, target), k.split(-(-n // 16)) as i:
         start = _inside(i, 16, n)
-        woven = _woven(k, [_octets(k, source + start + p * c.source[plane], 16) for p in range(planes)])
-        k.b.store(_flip_raw(k, woven, c.flip), (target + start * planes).ir, align=1)
+        woven = _woven(k, [*(_octets(k, source + start + p * c.source[plane], 16) for p in range(planes)), *_trailing(c)])
+        k.b.store(_flip_raw(k, woven, c.flip), (target + start * _pixel(c)).ir, align=1)
 
 
 def _woven(k: Kernel, rows: Sequence[Any]) -> Any:
     """Byte i of every row, then byte i + 1 of every row ..."""
     n, whole = len(rows), rows[0]
+    if n in (2, 4):  # one number of 16 or 32 bits for each pixel: fewer instructions than shuffling
+        wide = instrs.vector_type((16, 8 * n))
+        parts = [k.b.shl(k.b.zext(r, wide), instrs.splat(wide, 8 * i)) for i, r in enumerate(rows)]
+        return k.b.bitcast(reduce(k.b.or_, parts), instrs.vector_type((16 * n, 8)))
     for r in rows[1:]:
         have = whole.type.count
         padded = instrs.pick(k.b, r, [min(i, 15) for i in range(have)])

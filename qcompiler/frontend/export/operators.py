@@ -302,6 +302,14 @@ def _softmax(op: ops.Softmax, v: Value, w: Writer) -> None:
 
 
 @emit.register
+def _count_steps(op: ops.CountSteps, v: Value, w: Writer) -> None:
+    x, perm = v.inputs[0], w.layout(v.inputs[0])
+    step, shift = (a.transpose(perm) for a in op.along(v.type.rank))
+    name = w.node("Div", [w.read(x), w.tensor(step, f"{v.name}_step")], f"{v.name}_unshifted" if shift.any() else v.name)
+    w.place(v, w.node("Add", [name, w.tensor(shift, f"{v.name}_shift")], v.name) if shift.any() else name, perm)
+
+
+@emit.register
 def _quantize(op: ops.Quantize, v: Value, w: Writer) -> None:
     x, quant = v.inputs[0], op.type.quant
     assert quant is not None

@@ -191,3 +191,11 @@ def wide_pads_and_gathers(b):
         b.gather(b.wide_input(3, 70), 0, [2, 0]),
         b.nearest(kept(b, 1, 3, 4, 5), 1, 6, 7, 5),
     ]
+
+
+@case
+def channel_of_one_number_behind_pixels(b):
+    behind = ((0, 0), (0, 0), (0, 0), (0, 1))
+    planes = [b.pad(b.transpose(b.input(1, c, 5, w), 0, 2, 3, 1), *behind, value=0.3) for c, w in ((2, 16), (3, 40), (3, 17), (3, 7), (4, 16))]
+    pixels = [b.pad(b.input(1, 4, w, c), *behind, value=-0.2) for c, w in ((2, 19), (3, 16), (3, 33), (3, 5))]
+    return [*planes, *pixels, b.conv(planes[1], 6, (3, 3), pads=((1, 1), (1, 1)))]
