@@ -2,10 +2,8 @@
 
     x_c = step_c (k_c - zero_c)              conv(x, w) = conv(k - 128, w') + ...,    w'_c = step_c w_c
 
-What remains is t = sum_c w'_c (128 - zero_c), for every tap of the window. Where the convolution pads nothing it is part of the bias. Where it
-pads, zeros stand for taps outside, which have no such part; so a channel is added that holds one number `ONE` everywhere inside and zero
-in the padding, with the weights t / ONE (homogeneous coordinates). Kernels read three channels as four anyway.
-Where zero is the same level in all channels, it is the zero point, and nothing remains.
+What remains is a shift of sum_c w'_c (128 - zero_c) for every tap of the window (`channel_of_ones`). Where zero is the same
+level in all channels, it is the zero point, and nothing remains.
 """
 
 from __future__ import annotations
@@ -16,12 +14,13 @@ from dataclasses import replace
 import numpy as np
 
 from qcompiler.ir.graph import Declined, Graph, Value, apply
-from qcompiler.ir.ops import Conv, CountSteps, Input, Pad, PadMode, Transpose
+from qcompiler.ir.ops import CountSteps, Input, Transpose
 
-from .constants import floats, same_dtype
+from .channel_of_ones import is_shiftable, shifted_conv
 from .input_levels import LEVELS, Levels
 
 ONE = 127.0
+"""The greatest number that is stored in steps of one."""
 MIDDLE = LEVELS // 2
 
 
@@ -37,7 +36,7 @@ def count_steps(graph: Graph, levels: Mapping[str, Levels], declined: Declined) 
 def _counted(graph: Graph, v: Value, levels: Levels, declined: Declined) -> Graph:
     convolutions = _convolutions(graph, v, levels)
     if convolutions is None:
-        declined(v, "its channels have levels of their own, but something else than convolutions reads them: one step for all")
+        declined(v, "its channels have levels of their own, but something else than convolutions of a few channels reads them: one step for all")
         return graph
     zero = levels.common_zero
     shift = tuple(z - MIDDLE if zero is None else 0.0 for z in levels.zero)
@@ -58,9 +57,8 @@ def _convolutions(graph: Graph, v: Value, levels: Levels) -> dict[Value, Value] 
     for u in graph.uses[v]:
         moved = isinstance(u.op, Transpose) and u.op.perm[-1] == levels.axis
         for reader, x in [(r, u) for r in graph.uses[u]] if moved else [(u, v)]:
-            constant = isinstance(reader.op, Conv) and reader.op.groups == 1 and all(floats(i) is not None for i in reader.inputs[1:])
             last = moved or levels.axis == v.type.rank - 1
-            if not (constant and last) or reader.inputs[0] is not x:
+            if not (last and is_shiftable(reader)) or reader.inputs[0] is not x:
                 return None
             found[reader] = x
     return found if found and v not in graph.outputs else None
@@ -68,19 +66,7 @@ def _convolutions(graph: Graph, v: Value, levels: Levels) -> dict[Value, Value] 
 
 def _reading_steps(u: Value, x: Value, counted: Value) -> Value:
     """Convolution `u` of `x`, an input or its transpose, as one of the steps."""
-    op, steps = u.op, counted.op
-    assert isinstance(op, Conv)
-    assert isinstance(steps, CountSteps)
-    step, shift = (a.astype(np.float64).ravel() for a in steps.along(counted.type.rank))
+    assert isinstance(counted.op, CountSteps)
+    step, shift = (a.astype(np.float64).ravel() for a in counted.op.along(counted.type.rank))
     y = counted if isinstance(x.op, Input) else apply(x.op, counted, name=x.name)
-    w = floats(u.inputs[1])
-    assert w is not None
-    scaled = w * step
-    rest = -(scaled * shift).sum(-1)
-    if any(map(any, op.pads)) and rest.any():
-        y = apply(Pad(((0, 0),) * 3 + ((0, 1),), PadMode.constant, ONE), y, name=f"{x.name}.one")
-        scaled, rest = np.concatenate([scaled, rest[..., None] / ONE], -1), np.zeros_like(rest)
-    bias = floats(u.inputs[2]) if len(u.inputs) > 2 else np.zeros(len(w))
-    assert bias is not None
-    parts = same_dtype(scaled, u.inputs[1], u.inputs[1].name), same_dtype(bias + rest.sum((1, 2)), u.inputs[1], f"{u.name}.bias")
-    return apply(op, y, *parts, name=u.name)
+    return shifted_conv(u, y, step, -step * shift, ONE)

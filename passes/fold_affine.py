@@ -2,7 +2,8 @@
 
 Any Mul or Add by a constant per channel behind a convolution is folded into it, also through what commutes with it: a
 Clip at 0 for positive scales, pooling, concatenation (the vector split among the branches), pads, reshapes. Before a
-convolution, w * (s x + t) + b = (w s) * x + (b + sum w t), but the shift only where no padding of zeros comes between.
+convolution, w * (s x + t) + b = (w s) * x + (b + sum w t), but the shift only where no padding of zeros comes between,
+or of bytes (`channel_of_ones`).
 All in float64, rounded once.
 """
 
@@ -14,9 +15,28 @@ from math import inf, isinf
 import numpy as np
 
 from qcompiler.ir.graph import Declined, Graph, Rule, Sweep, Value, apply, rewrite
-from qcompiler.ir.ops import AveragePool, Concat, Const, Conv, MatMul, MaxPool, Op, Pad, PadMode, Reduce, Reduction, Reshape, Resize, Slice, Transpose
+from qcompiler.ir.ops import (
+    AveragePool,
+    Cast,
+    Concat,
+    Const,
+    Conv,
+    MatMul,
+    MaxPool,
+    Op,
+    Pad,
+    PadMode,
+    Reduce,
+    Reduction,
+    Reshape,
+    Resize,
+    Slice,
+    Transpose,
+)
 from qcompiler.ir.pointwise import Add, Clip, LeakyRelu, Mul
+from qcompiler.ir.types import DType
 
+from .channel_of_ones import is_shiftable, shifted_conv
 from .constants import Floats, floats, is_weights, per_channel, same_dtype
 
 
@@ -179,12 +199,37 @@ def fold_before(v: Value, sweep: Sweep) -> Value | None:
     if w is None or b is None or not sweep.single_use(v.inputs[0]):
         return None
     if not f.is_scale and any(map(any, v.op.pads)):
+        octets, whole = _composed(v.inputs[0])
+        if is_shiftable(v) and _is_octets(octets):
+            scale, shift = (np.broadcast_to(a, x.shape[3:]) for a in (whole.scale, whole.shift))
+            return shifted_conv(v, octets, scale, shift, OCTETS)
         return sweep.declined(v.inputs[0], f"a shift before '{v.name}', which pads with zeros, stays separate")
     per_group = [np.broadcast_to(a, x.shape[3:]).reshape(v.op.groups, 1, 1, 1, -1) for a in (f.scale, f.shift)]
     grouped = w.reshape(v.op.groups, -1, *w.shape[1:])
     bias = b + (grouped * per_group[1]).sum((2, 3, 4)).reshape(-1)
     weights = v.inputs[1] if f.is_shift else same_dtype((grouped * per_group[0]).reshape(w.shape), v.inputs[1], v.inputs[1].name)
     return apply(v.op, x, weights, same_dtype(bias, v.inputs[1], _bias_name(v)), name=v.name)
+
+
+OCTETS = 255.0
+
+
+def _composed(v: Value) -> tuple[Value, Affine]:
+    """The first operand, and the map, of a chain of Mul and Add by constants that ends in `v`."""
+    if (found := affine_of(v)) is None:
+        return v, Affine(np.ones(1), np.zeros(1))
+    x, inner = _composed(found[0])
+    return x, Affine(found[1].scale * inner.scale, found[1].scale * inner.shift + found[1].shift)
+
+
+def _is_octets(x: Value) -> bool:
+    """Whether `x` is made of bytes, whose quantization holds every number up to 255."""
+    match x:
+        case Value(Transpose(), (inner,)):
+            return _is_octets(inner)
+        case Value(Cast(), (inner,)):
+            return inner.type.dtype is DType.u8
+    return False
 
 
 def _bias_name(v: Value) -> str:

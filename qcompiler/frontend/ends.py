@@ -5,8 +5,7 @@
     y = clip(round(scores / step), 0, 255)    bytes, of images say
 
 The nodes are put into the ONNX model before it is imported; everything behind (folding into the first convolution, quantization, proof) treats
-them as the network's own. A scale is folded always, a mean where the first convolution pads nothing: padding of zeros comes after
-the mean was subtracted, so there the affine map is a depthwise layer of its own.
+them as the network's own. Scale and mean are folded into the first convolution, also where that pads with zeros (`passes/channel_of_ones`).
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 from float_graphs import Build, assert_same, census, graph_of
 
-from qcompiler.ir.graph import Declined
-from qcompiler.ir.ops import AveragePool, Concat, Conv, MatMul, MaxPool, Pad, Reshape, Transpose
+from qcompiler.ir.graph import Declined, apply
+from qcompiler.ir.interpret import evaluate
+from qcompiler.ir.ops import AveragePool, Cast, Concat, Conv, Input, MatMul, MaxPool, Pad, Reshape, Transpose
 from qcompiler.ir.pointwise import Add, Clip, LeakyRelu, Mul
+from qcompiler.ir.types import DType, TensorType
 from qcompiler.passes.affine_to_depthwise import affine_to_depthwise
 from qcompiler.passes.fold_affine import fold_affine
 from qcompiler.passes.simplify import simplify
@@ -30,6 +32,20 @@ def test_batch_normalization_before_an_unpadded_convolution(groups):
     folded = fold_affine(graph_of(y))
     assert census(folded) == {"Conv": 1}
     assert_same(graph_of(y), folded)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_shift_of_bytes_folds_into_a_padded_convolution(channels):
+    b = Build()
+    octets = apply(Input(TensorType((1, 6, 6, channels), DType.u8)), name="x")
+    x = b.op(Cast(DType.f32), octets)
+    shifted = b.op(Add(), b.op(Mul(), x, b.const(channels)), b.const(channels))
+    graph = graph_of(b.conv(shifted, 8, 3, pads=PADDED))
+    folded = fold_affine(graph)
+    assert census(folded) == {"Cast": 1, "Pad": 1, "Conv": 1}, "a channel of ones"
+    feeds = {"x": np.random.default_rng(0).integers(0, 256, (1, 6, 6, channels)).astype(np.uint8)}
+    before, after = (evaluate(g, feeds)[g.outputs[0]] for g in (graph, folded))
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-4 * np.abs(before).max())
 
 
 def test_only_the_scale_folds_into_a_padded_convolution():
