@@ -17,6 +17,10 @@ Values, any other answer y of variance s^2: noise is judged as if the truth were
 
     loss   1/2 |dy|^2 / (n s^2)                                       KL of two normal distributions of that variance
     drop   100 loss                                                   100 (1 - correlation of y and y + dy), to first order
+
+Directions, answers of length one (embeddings), which are compared with each other by their cosines c_ij = y_i . y_j:
+
+    drop   100 (1 - Spearman's correlation of c_ij and c'_ij, i < j)  points: the loss of rank correlation, if people rank pairs as the network does
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.ops import Conv, MatMul, Reshape, Softmax, Transpose
@@ -35,6 +40,9 @@ Array = NDArray[np.floating]
 Floats = NDArray[np.float64]
 ROWS, NEAR = 512, 0.5
 """Rows of classes that are looked at, and the part of them that are alike enough to exchange their changes."""
+PARTS = 8
+LEAST_DIRECTIONS, UNIT = 16, 1e-3
+"""Elements from which on vectors whose squared length is so near to one are taken for embeddings."""
 
 
 class Judge(Protocol):
@@ -100,6 +108,27 @@ class Values:
         return d.ravel() / np.sqrt(2 * d.size * self.variance)
 
 
+@dataclass(frozen=True)
+class Directions(Values):
+    """Vectors of length one. Errors of their elements, which are independent of each other, hardly show in cosines."""
+
+    def drop(self, answers: Sequence[Array], others: Sequence[Array]) -> tuple[float, float]:
+        """The error is that of the jackknife over `PARTS` parts of the samples (Efron and Stein 1981)."""
+        y, other = (np.stack([a.ravel() for a in s]).astype(np.float64) for s in (answers, others))
+        left = [np.arange(len(y)) % PARTS != part for part in range(PARTS)] if len(y) > 2 * PARTS else []
+        parts = np.array([_rank_loss(y[kept], other[kept]) for kept in left])
+        error = np.sqrt((PARTS - 1) / PARTS * ((parts - parts.mean()) ** 2).sum()) if left else 0.0
+        return _rank_loss(y, other), float(error)
+
+
+def _rank_loss(y: Floats, other: Floats) -> float:
+    """100 (1 - Spearman's correlation) of the cosines of all pairs of rows; 0 where there are no pairs to rank."""
+    pairs = np.triu_indices(len(y), 1)
+    if len(pairs[0]) < 2:
+        return 0.0
+    return float(100 * (1 - spearmanr(*((z @ z.T)[pairs] for z in (y, other))).statistic))
+
+
 def judge_of(graph: Graph, answers: Sequence[Array]) -> Judge:
     """What the first output is: rows of classes where a softmax or a dense layer gives at most three axes, else values."""
     v = graph.outputs[0]
@@ -108,7 +137,8 @@ def judge_of(graph: Graph, answers: Sequence[Array]) -> Judge:
         return Classes(probabilities)
     stack = np.stack([a.astype(np.float64) for a in answers])
     spread = float(((stack - stack.mean(0)) ** 2).mean()) or float((stack**2).mean())
-    return Values(spread or 1.0)
+    unit = stack.shape[-1] >= LEAST_DIRECTIONS and stack[0].size == stack.shape[-1] and np.allclose((stack**2).sum(-1), 1, atol=UNIT)
+    return (Directions if unit else Values)(spread or 1.0)
 
 
 def _is_dense(v: Value) -> bool:

@@ -21,7 +21,7 @@ from qcompiler.passes.precision.auto import quantize_auto
 from qcompiler.passes.precision.choose import LOSS, Problem, choose
 from qcompiler.passes.precision.costs import Latencies
 from qcompiler.passes.precision.gradients import measure_second_order
-from qcompiler.passes.precision.loss import Classes, Values, drop_of
+from qcompiler.passes.precision.loss import Classes, Directions, Values, drop_of, judge_of
 from qcompiler.passes.precision.search import BYTES, MILLISECONDS, Goal
 from qcompiler.passes.precision.sensitivity import measure_sensitivities, rank_correlations
 from qcompiler.passes.precision.simulate import Simulation, weights_of
@@ -90,6 +90,34 @@ def test_drop_of_few_samples_is_that_of_many() -> None:
     assert abs(means.mean() - seen.mean()) < 0.1 * seen.mean()
     assert means.std() < 0.8 * seen.reshape(-1, 64).mean(1).std()
     assert 0.6 < means.std() / np.mean([d.error for d in few]) < 1.5
+
+
+def unit(z: np.ndarray) -> np.ndarray:
+    return np.asarray(z / np.linalg.norm(z, axis=-1, keepdims=True))
+
+
+def test_directions_are_judged_by_the_ranks_of_their_cosines() -> None:
+    rng = np.random.default_rng(3)
+    y = unit(rng.normal(size=(256, 1, 32)) + rng.normal(size=(1, 1, 32)))
+    near, far = (unit(y + rng.normal(size=y.shape) * size) for size in (0.01, 0.05))
+    judge = Directions(1 / 32)
+    small, great = (drop_of(judge, list(y), list(other)) for other in (near, far))
+    assert 0 < small.mean < 0.3 * great.mean
+    assert 0 < great.error < great.mean
+    turn = np.linalg.qr(rng.normal(size=(32, 32)))[0]
+    turned = drop_of(judge, list(y), list(y @ turn))
+    assert turned.mean == pytest.approx(0, abs=1e-6), "what turns all of them alike changes no cosine"
+    assert turned.loss > great.loss
+    parts = [drop_of(judge, list(y[i : i + 64]), list(far[i : i + 64])) for i in range(0, 256, 64)]
+    spread = np.std([p.mean for p in parts], ddof=1)
+    assert 0.3 < np.mean([p.error for p in parts]) / spread < 3
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1.0, Directions), (1.1, Values)])
+def test_answers_of_length_one_are_directions(scale: float, expected: type) -> None:
+    b = Build()
+    graph = graph_of(b.op(Clip(-5, 5), b.conv(b.input(1, 1, 1, 4), 32)))
+    assert type(judge_of(graph, list(scale * unit(np.random.default_rng(0).normal(size=(5, 1, 1, 1, 32)))))) is expected
 
 
 def test_interrupted_sensitivities_go_on(tmp_path: Path) -> None:
