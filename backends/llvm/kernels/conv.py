@@ -1,13 +1,14 @@
 """Convolution as a matrix product that never builds its matrix: out[pixel, o] = epilogue(sum_k x[pixel, k] * w[o, k]).
 
-The K dimension of an output pixel is a list of **runs** of consecutive bytes in channels-last memory: for each kernel row the kw * C bytes of the
-window's row, or where pixels are not neighbours (dilation, an operand inside a larger buffer) C bytes for each (row, column). A
-run is read in groups of as many bytes as a step of the dot product takes (`form`, often four, each broadcast to all lanes: four elements, or two of 16 bits); its length is
-rounded up to whole groups with zero weights, so reading into the neighbour does no harm.
+The K dimension of an output pixel is a list of **runs** of consecutive elements in channels-last memory: for each kernel row the kw * C ones of the
+window's row, or where pixels are not neighbours (dilation, an operand inside a larger buffer) C ones for each (row, column). A
+run is read in groups of as many bytes as a step of the dot product takes (`form`, often four, each broadcast to all lanes: four elements, or two
+of 16 bits); its length is rounded up to whole groups with zero weights, so reading into the neighbour does no harm.
 
 A tile of `rows x columns` output pixels times `count` registers of channels stays in registers over the whole of K. Tiles at
 the right and lower edge are moved back inside: some pixels are computed twice, to the same bytes. Weights are packed at compile
-time in the order of reading: [block][run][group][register][lane][elements of a group], a byte each; those of at most four bits two registers in one (`nibbles`).
+time in the order of reading: [block][run][group][register][lane][elements of a group], a byte each, which words widen when they are loaded; those of
+at most four bits lie two registers in one (`nibbles`).
 """
 
 from __future__ import annotations
