@@ -33,7 +33,7 @@ def test_a_plan_is_what_its_text_says(layers: dict[str, Precision], default: Pre
     ("text", "message"),
     [
         ('default = "w9a8"', "default: expected a precision .* found 'w9a8'; name wNaM with N from 2 to 8 bits of weights"),
-        ('default = "w8a3"', "default: expected a precision .* found 'w8a3'; .* M from 4 to 8 of activations"),
+        ('default = "w8a3"', "default: expected a precision .* found 'w8a3'; .* M from 4 to 8, or 16, of activations"),
         ('[layers]\n"a" = "int4"', "a: expected a precision such as w8a8, .* found 'int4'"),
         ("[layers]\na.b = 4", "names that hold dots need quotes"),
         ("[layer]\n", "expected the keys default and layers, found 'layer'"),
