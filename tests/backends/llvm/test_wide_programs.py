@@ -14,7 +14,7 @@ from qcompiler.backends.llvm.lower import compile_object
 from qcompiler.backends.llvm.target import TARGETS
 from qcompiler.errors import ProofError, UnsupportedModel
 from qcompiler.ir.graph import Graph, Value, apply
-from qcompiler.ir.integer import IntAdd, IntSum, Lookup
+from qcompiler.ir.integer import IntAdd, IntConv, IntSum, Lookup
 from qcompiler.ir.ops import Dequantize, Input, Quantize
 from qcompiler.ir.types import Quantization, float_type, quantized
 from qcompiler.passes.partition import partition
@@ -74,6 +74,24 @@ def test_a_sum_of_sixteen_bits_that_may_overflow_is_refused() -> None:
     x, y = b.wide_input(1, 8), b.wide_input(1, 8)
     with pytest.raises(ProofError, match="may reach"):
         prove_ranges(b.graph(b.widened(b.apply(IntSum((32767, 32767, 9)), x, y, x), 1e9)))
+
+
+def test_depthwise_convolutions_name_their_operand() -> None:
+    b = WideBuilder()
+    x = b.wide_input(1, 3, 3, 8)
+    with pytest.raises(UnsupportedModel, match=f"depthwise convolution 'v.*' expects operands of 8 bits, found '{x.name}' of 16"):
+        compile_object(b.graph(b.of_words(x, 8, (3, 3), groups=8)), TARGETS["arm64"])
+
+
+def test_a_convolution_of_16_bits_is_proven_with_what_its_operand_is_clamped_to() -> None:
+    """K = 1000 of weights of 64 in the mean."""
+    b = WideBuilder()
+    x = b.wide_input(1, 1, 1, 1000)
+    with pytest.raises(ProofError, match="may reach"):
+        prove_ranges(b.graph(b.of_words(x, 4)))
+    graph = b.graph(b.of_words(b.clamp(x, -(1 << 13), (1 << 13) - 1), 4))
+    bound = prove_ranges(graph)[next(v for v in graph.order if isinstance(v.op, IntConv))]
+    assert 1 << 28 < bound.reach < 1 << 30
 
 
 def test_operators_without_a_wide_kernel_name_their_operand() -> None:
