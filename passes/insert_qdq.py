@@ -281,6 +281,4 @@ def insert_qdq(
     """
     reasons = declined if declined is not None else Declined()
     stored = {**quantization, **(spelled or {})} if spell_out else quantization
-    return _Inserter(
-        graph, stored, means or {}, covariances or {}, reasons, spell_out, widths or {}, scheme, stored_errors, weight_groups
-    ).run()
+    return _Inserter(graph, stored, means or {}, covariances or {}, reasons, spell_out, widths or {}, scheme, stored_errors, weight_groups).run()

@@ -52,6 +52,7 @@ class ConvShape:
         """Bytes from element 0 of x to the first element of the first window."""
         return -self.op.pads[0][0] * self.x_strides[1] - self.op.pads[1][0] * self.x_strides[2]
 
+
 def is_depthwise(v: Value) -> bool:
     """Whether every channel of the convolution `v` has its own kernel and result."""
     assert isinstance(v.op, IntConv)
