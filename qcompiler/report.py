@@ -125,8 +125,8 @@ def why_wide(graph: Graph, v: Value) -> str | None:
         return "output of the network"
     if any(isinstance(u.op, IntRotate) for u in readers):
         return "read by a rotary embedding"
-    if words := next((u for u in readers if isinstance(u.op, (IntConv, IntReduceSum, IntSumPool)) and u.inputs[0] is v), None):
-        return f"read by '{words.name}'"
+    if any(isinstance(u.op, (IntConv, IntReduceSum, IntSumPool)) and u.inputs[0] is v for u in readers):
+        return "read by a layer in 16 bits"
     moved = next((u for u in readers if isinstance(u.op, MOVEMENT)), None)
     return "residual stream" if moved is None else why_wide(graph, moved)
 
