@@ -103,6 +103,4 @@ def _why_not(graph: Graph, u: Value, readers: frozenset[Value], groups: Mapping[
 
 
 def _kind(u: Value) -> str:
-    if isinstance(u.op, Conv):
-        return "depthwise convolutions"
     return "products of activations" if isinstance(u.op, MatMul) else "attention layers"

@@ -56,12 +56,9 @@ def readers_of(graph: Graph, group: Iterable[Value]) -> list[Value]:
 
 def reads_words(v: Value) -> bool:
     """Whether `v` is a layer whose kernel multiplies, or adds up, 16 bits."""
-    match v.op:
-        case Conv(groups=groups):
-            return groups == 1 or v.inputs[1].shape[3] > 1 or v.shape[3] > groups
-        case Reduce(kind=Reduction.sum | Reduction.mean) | AveragePool():
-            return True
-    return False
+    if isinstance(v.op, Reduce):
+        return v.op.kind in (Reduction.sum, Reduction.mean)
+    return isinstance(v.op, (Conv, AveragePool))
 
 
 def _is_requantized(graph: Graph, v: Value) -> bool:

@@ -116,7 +116,8 @@ class Dot:
         return [self.broadcast(k, places[0] + self.group * i) for i in range(groups)]
 
     def interleave(self, k: Kernel, taps: list[Val], signed: bool = True) -> list[XOperand]:
-        """Four x operands, for the registers of a block of count 4, from four registers of channels: lane c gets taps[i][c]."""
+        """Four x operands, for the registers of a block of count 4, from the channels of as many taps as there are elements in a step:
+        lane c gets taps[i][c]."""
         pairs = [k.reinterpret(half, 16) for a, b in (taps[:2], taps[2:]) for half in k.zip(a, b)]
         quads = [*k.zip(pairs[0], pairs[2]), *k.zip(pairs[1], pairs[3])]
         return [self.operand(k, k.reinterpret(q, 8), signed) for q in quads]
@@ -275,6 +276,10 @@ class Words(Dot):
     def broadcast(self, k: Kernel, p: Ptr, signed: bool = True) -> XOperand:
         return k.reinterpret(k.broadcast(p, 32), 16).regs
 
+    def interleave(self, k: Kernel, taps: list[Val], signed: bool = True) -> list[XOperand]:
+        a, b = taps
+        return [half.regs for i in (0, 1) for half in k.zip(a[i : i + 1], b[i : i + 1])]
+
 
 class Vpdpwssd(Words):
     """Two products and the addition in one instruction."""
@@ -304,6 +309,10 @@ class Smlal(Words):
             lanes = [k.permute(x, [i] * 8) for i in range(2 * here)]
             found += [(_half(k, a, 0), _half(k, b, 1)) for a, b in zip(lanes[::2], lanes[1::2])]
         return found
+
+    def interleave(self, k: Kernel, taps: list[Val], signed: bool = True) -> list[XOperand]:
+        a, b = taps
+        return [(_half(k, a[i : i + 1], h), _half(k, b[i : i + 1], h)) for i in (0, 1) for h in (0, 1)]
 
     def dot(self, k: Kernel, acc: Any, x: XOperand, w: Any) -> Any:
         halves = (_half(k, Val(k, (w,), 16), h) for h in (0, 1))

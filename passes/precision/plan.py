@@ -6,7 +6,7 @@
     "features/3/conv" = "w4a8"
 
 Layers are what multiplies: convolutions (dense layers among them), products of activations and attention; the last two have no weights.
-A value that several layers read has the most bits that any of them asks for. Convolutions and dense layers may ask for 16, but for depthwise ones.
+A value that several layers read has the most bits that any of them asks for. Convolutions and dense layers may ask for 16.
 """
 
 from __future__ import annotations

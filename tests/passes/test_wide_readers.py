@@ -14,7 +14,7 @@ from qcompiler.errors import UsageError
 from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.integer import IntConv, IntReduceSum, IntSumPool
 from qcompiler.ir.interpret import evaluate
-from qcompiler.ir.ops import AveragePool, MaxPool, Quantize, Reduce, Reduction
+from qcompiler.ir.ops import AveragePool, MatMul, MaxPool, Quantize, Reduce, Reduction, Transpose
 from qcompiler.ir.pointwise import Add, Clip, Sigmoid
 from qcompiler.passes.pipeline import Options, Quantized, quantize
 from qcompiler.passes.precision.plan import Plan, Precision, layers_of, parse_plan, plan_of
@@ -157,25 +157,32 @@ def test_other_readers_of_what_one_is_asked_to_read_read_it_too() -> None:
         made(graph, plan=Plan({first: WIDE}))
 
 
-def depthwise() -> Graph:
+def behind_tables() -> Graph:
+    """A depthwise convolution, one that reads a table's results, and a product of activations."""
     b = Build()
     x = relu(b, b.conv(b.input(1, 8, 8, 3), 8, 3, pads=SAME))
-    return graph_of(b.conv(relu(b, b.conv(x, 8, 3, pads=SAME, groups=8)), 6), b.conv(x, 4))
+    y = b.conv(relu(b, b.conv(x, 8, 3, pads=SAME, groups=8)), 6)
+    z = b.conv(b.op(Sigmoid(), b.conv(x, 4)), 6)
+    return graph_of(y, b.op(MatMul(), z, b.op(Transpose((0, 1, 3, 2)), y)))
 
 
-def test_depthwise_convolutions_read_8_bits() -> None:
-    q = made(depthwise(), activation_bits=16)
-    assert sorted(read(q)) == [8, 8, 8, 16]
-    first, second, *rest = names(q.float_graph)
-    reasons = dict(reason for reason in q.declined.reasons if "not 16" in reason[1])
-    assert "depthwise convolutions read 8 bits" in reasons[second]
-    by_depthwise = [name for name in rest if name in reasons]
-    assert len(by_depthwise) == 1
-    assert f"Conv '{second}' reads" in reasons[by_depthwise[0]]
-    for name, reason in ((second, "depthwise convolutions read 8 bits"), (by_depthwise[0], f"Conv '{second}' reads '.*' in 8 bits")):
+def test_layers_that_cannot_read_16_bits_say_why() -> None:
+    graph = behind_tables()
+    q = made(graph, activation_bits=16)
+    reasons = {n: r.removeprefix("it reads 8 bits, not 16: ") for n, r in q.declined.reasons if "not 16" in r}
+    table = next(v for v in q.float_graph.order if isinstance(v.op, Sigmoid))
+    product = next(v for v in q.float_graph.order if isinstance(v.op, MatMul))
+    behind = next(u for u in q.float_graph.uses[table])
+    first = names(q.float_graph)[0]
+    assert reasons == {
+        first: "Input 'x' gives 8 bits",
+        behind.name: f"Sigmoid '{table.name}' gives 8 bits",
+        product.name: "products of activations read 8 bits",
+    }
+    assert sorted(read(q)) == [8, 8, 16, 16, 16]
+    for name, reason in reasons.items():
         with pytest.raises(UsageError, match=f"asks that '{name}' read 16 bits, but {reason}; name w8a8 for it"):
-            made(depthwise(), plan=Plan({name: WIDE}))
-    assert first in reasons
+            made(graph, plan=Plan({name: WIDE}))
 
 
 def test_a_long_sum_reads_fewer_bits_and_says_so() -> None:

@@ -36,7 +36,6 @@ from qcompiler.passes.plan_memory import Action, Copy, Fill, Run
 from .attention import plan_attention
 from .attention_plan import attention_scratch
 from .cast import plan_cast, plan_integers
-from .conv_plan import is_depthwise
 from .elementwise import plan_lookup, plan_mul, plan_narrow, plan_pointwise, plan_sum
 from .gather import plan_gather
 from .matmul import plan_matmul
@@ -110,9 +109,7 @@ def plan(action: Action, target: Target) -> Iterable[Launch]:
 
 def _too_wide(v: Value) -> str | None:
     """What is wrong with an operand of 16 bits, if anything."""
-    depthwise = isinstance(v.op, IntConv) and is_depthwise(v)
-    wide = [x for x in v.inputs[: 3 if depthwise else None] if x.type.dtype is DType.i16 and not isinstance(x.op, Const)]
-    if not wide or not (depthwise or isinstance(v.op, NARROW)):
+    wide = [x for x in v.inputs if x.type.dtype is DType.i16 and not isinstance(x.op, Const)]
+    if not wide or not isinstance(v.op, NARROW):
         return None
-    kind = "depthwise convolution" if depthwise else type(v.op).__name__
-    return f"{kind} '{v.name}' expects operands of 8 bits, found '{wide[0].name}' of 16; requantize it first"
+    return f"{type(v.op).__name__} '{v.name}' expects operands of 8 bits, found '{wide[0].name}' of 16; requantize it first"

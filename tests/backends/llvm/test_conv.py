@@ -74,6 +74,12 @@ DEPTHWISE = {
     "1x1 33": Case((1, 3, 3, 33), 33, groups=33, after=("lookup",)),
     "9x9 8": Case((1, 12, 12, 8), 8, (9, 9), pads=((4, 4), (4, 4)), groups=8),
     "10x4 strided 17": Case((1, 25, 11, 17), 17, (10, 4), (2, 2), pads=((4, 5), (1, 1)), groups=17),
+    "16 bits: 3x3 16": Case((1, 5, 7, 16), 16, (3, 3), pads=SAME, groups=16, bits=16),
+    "16 bits: 3x3 strided 100 add": Case((1, 7, 9, 100), 100, (3, 3), (2, 2), pads=SAME, groups=100, after=("add",), bits=16),
+    "16 bits: 5x5 5 images": Case((2, 6, 11, 5), 5, (5, 5), pads=WIDE, groups=5, after=("bounds",), bits=16),
+    "16 bits: dilated 24 gap": Case((1, 9, 9, 24), 24, (3, 3), pads=WIDE, dilations=(2, 2), groups=24, gap=5, bits=16),
+    "16 bits: 1x1 33": Case((1, 3, 3, 33), 33, groups=33, after=("lookup",), bits=16),
+    "16 bits: 9x9 70": Case((1, 12, 12, 70), 70, (9, 9), pads=((4, 4), (4, 4)), groups=70, reach=90, bits=16),
 }
 CASES = {**{f"dense: {n}": c for n, c in DENSE.items()}, **{f"depthwise: {n}": c for n, c in DEPTHWISE.items()}}
 MACHINES = {n: t if t.runs_here else t.generic() for n, t in TARGETS.items()}

@@ -76,13 +76,6 @@ def test_a_sum_of_sixteen_bits_that_may_overflow_is_refused() -> None:
         prove_ranges(b.graph(b.widened(b.apply(IntSum((32767, 32767, 9)), x, y, x), 1e9)))
 
 
-def test_depthwise_convolutions_name_their_operand() -> None:
-    b = WideBuilder()
-    x = b.wide_input(1, 3, 3, 8)
-    with pytest.raises(UnsupportedModel, match=f"depthwise convolution 'v.*' expects operands of 8 bits, found '{x.name}' of 16"):
-        compile_object(b.graph(b.of_words(x, 8, (3, 3), groups=8)), TARGETS["arm64"])
-
-
 def test_a_convolution_of_16_bits_is_proven_with_what_its_operand_is_clamped_to() -> None:
     """K = 1000 of weights of 64 in the mean."""
     b = WideBuilder()

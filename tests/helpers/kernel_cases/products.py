@@ -106,4 +106,5 @@ def convolutions_of_16_bits(b):
     ]
     made += [b.of_words(b.clamp(kept(b, 1, 4, 4, 200), -4096, 4095), 9, (3, 3)), b.lookup(b.of_words(x, 21, reach=7))]
     made += [b.add16(b.of_words(x, 24, wide=True), kept(b, 1, 5, 7, 24)), b.narrowed(b.of_words(x, 24, wide=True), kept(b, 1, 5, 7, 24))]
+    made += [b.of_words(kept(b, 1, 5, 7, c), c, (3, 3), pads=SAME, groups=c, wide=c > 9) for c in (5, 16, 70)]
     return [*made, *(b.of_words(x, r.shape[3], (3, 3), r, pads=SAME) for r in (stored(b, 1, 5, 7, 24), kept(b, 1, 5, 7, 6)))]
