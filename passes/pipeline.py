@@ -41,7 +41,7 @@ from .stored_errors import stored_errors
 from .transfer import transferred
 from .unary_function import sole_function
 from .watch import watched
-from .wide_bits import MARGIN, wide_bits, wide_quantization
+from .wide_bits import MARGIN, report_fewer_bits, wide_bits, wide_quantization
 from .wide_readers import check_readers, wide_readers
 from .wide_values import streams, wide_values
 from .widths import activation_widths, weight_widths
@@ -224,9 +224,7 @@ def quantized(graph: Graph, seen: Observed, options: Options, declined: Declined
         raise UsageError(
             f"expected activations of 8 bits for a compiled program, found {options.scheme.bits}; the targets onnx-qdq:PROFILE write such graphs"
         )
-    for v in (v for v in graph.order if isinstance(v.op, Conv) and v.inputs[0] in seen.quantization):
-        if 8 < (bits := seen.quantization[v.inputs[0]].bits) < 16 and options.scheme.bits == 8:
-            declined(v, f"it reads '{v.inputs[0].name}' in {bits} bits instead of 16, so that its accumulator fits")
+    report_fewer_bits(graph, seen.quantization, declined)
     insert = _inserting(graph, seen, options)
     qdq = verify(watched("insert_qdq", insert(declined)), Stage.qdq)
     integer = verify(watched("lower", lower_to_integers(qdq)), Stage.integer)

@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 
-from qcompiler.ir.graph import Graph, Value
+from qcompiler.ir.graph import Declined, Graph, Value
 from qcompiler.ir.ops import AveragePool, Conv, Reduce, const_data
 from qcompiler.ir.types import Quantization
 
@@ -21,7 +21,7 @@ from .calibrate import Statistics
 from .quantize_weights import MAX_ACC
 from .scheme import PLAIN, Scheme
 from .storage_points import sharing_groups
-from .wide_values import readers_of, streams
+from .wide_values import readers_of, reads_words, streams
 
 MARGIN = 0.25
 """Of what was seen, for what was not."""
@@ -54,6 +54,14 @@ def fitting_bits(readers: Iterable[Value], seen: Iterable[Statistics]) -> int:
         if all(_fits(u, bits, step) for u in readers):
             return bits
     return FEWEST
+
+
+def report_fewer_bits(graph: Graph, quantization: Mapping[Value, Quantization], declined: Declined) -> None:
+    """Tells `declined` of the layers whose operands have between 8 and 16 bits."""
+    for u in graph.order:
+        x = u.inputs[0] if u.inputs else u
+        if reads_words(u) and x in quantization and 8 < quantization[x].bits < 16:
+            declined(u, f"it reads '{x.name}' in {quantization[x].bits} bits instead of 16, so that its accumulator fits")
 
 
 def _fits(u: Value, bits: int, step: float) -> bool:

@@ -15,6 +15,7 @@ from qcompiler.errors import UsageError
 from qcompiler.ir.graph import Declined, Graph, Value
 from qcompiler.ir.ops import AveragePool, Conv, MatMul, Quantize, Reduce, Reduction
 
+from .given_scales import given_scales
 from .precision.plan import Plan
 from .scheme import PLAIN, Scheme
 from .storage_points import is_movement, sharing_groups
@@ -97,7 +98,8 @@ def _why_not(graph: Graph, u: Value, readers: frozenset[Value], groups: Mapping[
         return f"{_kind(u)} read 8 bits"
     if u not in readers:
         return "the scheme of scales has 8 bits alone"
-    if (group := groups.get(u.inputs[0])) is None:
+    group = groups.get(u.inputs[0])
+    if group is None or not given_scales(graph).keys().isdisjoint(group):
         return f"the model has quantized '{u.inputs[0].name}' itself"
     return why_narrow(graph, group, readers)
 

@@ -15,12 +15,12 @@ from qcompiler.errors import UsageError
 from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.integer import IntConv
 from qcompiler.passes.pipeline import Options, quantize
-from qcompiler.passes.precision.plan import Plan, Precision, layers_of, parse_plan, plan_text, read_plan
+from qcompiler.passes.precision.plan import ACTIVATION_BITS, WEIGHT_BITS, Plan, Precision, layers_of, parse_plan, plan_text, read_plan
 from qcompiler.passes.widths import activation_widths
 
 RNG = np.random.default_rng(4)
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
-PRECISIONS = st.builds(Precision, st.integers(2, 8), st.integers(4, 8))
+PRECISIONS = st.builds(Precision, st.sampled_from(WEIGHT_BITS), st.sampled_from(ACTIVATION_BITS))
 
 
 @given(st.dictionaries(NAMES, PRECISIONS, max_size=5), PRECISIONS)

@@ -76,6 +76,28 @@ def test_a_sum_of_sixteen_bits_that_may_overflow_is_refused() -> None:
         prove_ranges(b.graph(b.widened(b.apply(IntSum((32767, 32767, 9)), x, y, x), 1e9)))
 
 
+INSTRUCTIONS = {
+    "x86-64": ("pmaddwd", "pmaddubsw"),
+    "x86-64-avx2": ("vpmaddwd", "vpmaddubsw"),
+    "x86-64-avxvnni": ("vpdpwssd", "vpmaddwd"),
+    "x86-64-avx512vnni": ("vpdpwssd", "vpmaddwd"),
+    "arm64": ("smlal2", "sadalp"),
+    "arm64-dotprod": ("smlal2", "sdot"),
+    "arm64-i8mm": ("smlal2", "smmla"),
+}
+"""What multiplies pairs of 16-bit words on each target, and what must not be there."""
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("groups", [1, 64])
+def test_pairs_of_words_are_multiplied_by_one_instruction(name: str, groups: int) -> None:
+    b = WideBuilder()
+    code = compile_object(b.graph(b.of_words(b.clamp(b.wide_input(1, 6, 6, 64), -8192, 8191), 64, (3, 3), groups=groups)), TARGETS[name])
+    wanted, other = INSTRUCTIONS[name]
+    assert wanted in code.assembly
+    assert other not in code.assembly
+
+
 def test_a_convolution_of_16_bits_is_proven_with_what_its_operand_is_clamped_to() -> None:
     """K = 1000 of weights of 64 in the mean."""
     b = WideBuilder()
