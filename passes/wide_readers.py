@@ -1,7 +1,7 @@
 """Which convolutions and averages read 16 bits: those that are asked to (`precision/plan.py`), and those where it costs next to nothing:
 
 - an average over all pixels, of what nothing else reads: it costs no product, and rounds the mean of values instead of each;
-- a dense layer of one pixel behind such an average, or with at most `LIGHT` of the network's products: the classifier.
+- a dense layer of one pixel: right behind such an average, or where all of them together have at most `LIGHT` of the network's products.
 
 Both were among the greatest sources of noise in the answers of small convolutional networks, beside their few operations.
 """
@@ -47,11 +47,26 @@ def asked_readers(graph: Graph, bits: int, plan: Plan | None) -> set[Value]:
 
 
 def _light_readers(graph: Graph, groups: Iterable[list[Value]], widths: Mapping[Value, int]) -> Iterator[Value]:
-    allowed = LIGHT * sum(map(_products, graph.order))
+    light = _light_layers(graph)
     for g in groups:
         readers = [] if any(v in graph.outputs for v in g) else readers_of(graph, g)
-        if all(map(_is_average, readers)) or all(_is_light(u, allowed) and widths[u] in (0, 8) for u in readers):
+        if all(map(_is_average, readers)) or all(u in light and widths[u] in (0, 8) for u in readers):
             yield from readers
+
+
+def _light_layers(graph: Graph) -> set[Value]:
+    """The dense layers of one pixel that cost next to nothing."""
+    dense = {v for v in graph.order if isinstance(v.op, Conv) and v.op.groups == 1 and v.inputs[0].shape[:3] == (1, 1, 1)}
+    behind = {v for v in dense if _is_average(_moved(v.inputs[0]))}
+    others = dense - behind
+    return dense if sum(map(_products, others)) <= LIGHT * sum(map(_products, graph.order)) else behind
+
+
+def _moved(x: Value) -> Value:
+    """What `x` moves the elements of."""
+    while is_movement(x):
+        x = x.inputs[0]
+    return x
 
 
 def _is_average(v: Value) -> bool:
@@ -62,15 +77,6 @@ def _is_average(v: Value) -> bool:
     if isinstance(v.op, AveragePool):
         return v.shape[1:3] == (1, 1) and v.op.kernel == x[1:3]
     return isinstance(v.op, Reduce) and v.op.kind in (Reduction.sum, Reduction.mean) and set(v.op.axes) == {1, 2}
-
-
-def _is_light(v: Value, allowed: float) -> bool:
-    if not isinstance(v.op, Conv) or v.op.groups > 1 or v.inputs[0].shape[:3] != (1, 1, 1):
-        return False
-    x = v.inputs[0]
-    while is_movement(x):
-        x = x.inputs[0]
-    return _products(v) <= allowed or _is_average(x)
 
 
 def _products(v: Value) -> int:

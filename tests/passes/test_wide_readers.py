@@ -14,7 +14,7 @@ from qcompiler.errors import UsageError
 from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.integer import IntConv, IntReduceSum, IntSumPool
 from qcompiler.ir.interpret import evaluate
-from qcompiler.ir.ops import AveragePool, MatMul, MaxPool, Quantize, Reduce, Reduction, Transpose
+from qcompiler.ir.ops import AveragePool, MatMul, MaxPool, Quantize, Reduce, Reduction, Reshape, Transpose
 from qcompiler.ir.pointwise import Add, Clip, Sigmoid
 from qcompiler.passes.pipeline import Options, Quantized, quantize
 from qcompiler.passes.precision.plan import Plan, Precision, layers_of, parse_plan, plan_of
@@ -102,6 +102,13 @@ def test_heavy_dense_layers_are_not_light() -> None:
     b = Build()
     graph = graph_of(b.conv(relu(b, b.conv(b.input(1, 1, 1, 12), 30)), 30))
     assert read(made(graph)) == [8, 8]
+
+
+def test_dense_layers_that_have_a_hundredth_of_the_products_are() -> None:
+    b = Build()
+    rows = b.op(Reshape((1, 1, 1, 72)), relu(b, b.conv(b.input(1, 6, 6, 64), 2)))
+    wide = relu(b, b.conv(relu(b, b.conv(b.input(1, 24, 24, 64, name="z"), 64, 3, pads=SAME)), 2, 24))
+    assert read(made(graph_of(b.conv(rows, 9), b.conv(b.op(Reshape((1, 1, 1, 2)), wide), 9)))) == [8, 16, 8, 8, 16]
 
 
 def test_only_the_plain_scheme_has_them() -> None:
