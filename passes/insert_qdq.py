@@ -122,18 +122,25 @@ class _Inserter:
     def __post_init__(self) -> None:
         candidates = residuals(self.graph)
         self.residuals: dict[Value, Residual] = {}
+        self.hosts = {v: r for v, r in candidates.items() if self._is_exact(v, r)}
+        self.residuals = {v: r for v, r in candidates.items() if v in self.hosts or self._is_wide_sum(r)}
         for v, r in candidates.items():
-            x, other, result = self._quantization(v.inputs[0]), self._quantization(r.other), self._quantization(r.addition)
-            if result is not None and result.bits > 8:
-                self.residuals[v] = r
-            elif x is None or other is None or other.bits > 8 or not is_exact(v, x, other):
+            if v not in self.residuals:
                 self.declined(v, f"'{r.addition.name}' is not added in the accumulator: its other operand's scale is too fine beside the weights'")
-            else:
-                self.residuals[v] = r
         allowed = self.scheme.streams and self.scheme.bits == 8 and not self.spell_out
-        self.fine = fine_streams(self.graph, self.residuals, self.quant) if allowed else frozenset[Value]()
+        self.fine = fine_streams(self.graph, self.hosts, self.quant) if allowed else frozenset[Value]()
         self.streams: dict[Value, Value] = {}
         self.added = {r.addition: r.other for r in self.residuals.values()}
+
+    def _is_exact(self, v: Value, r: Residual) -> bool:
+        """Whether the convolution `v` adds in its accumulator."""
+        x, other = self._quantization(v.inputs[0]), self._quantization(r.other)
+        return x is not None and other is not None and max(x.bits, other.bits) <= 8 and is_exact(v, x, other)
+
+    def _is_wide_sum(self, r: Residual) -> bool:
+        """Whether the operands of an addition are requantized to its 16 bits, and added then."""
+        result = self._result(r.addition)
+        return result is not None and result.bits > 8
 
     def _quantization(self, v: Value) -> Quantization | None:
         return v.inputs[0].type.quant if isinstance(v.op, Dequantize) else self.quant.get(v)
@@ -173,9 +180,7 @@ class _Inserter:
         if xq is None or not isinstance(w.op, Const):
             return inputs
         bias_data = None if bias is None or not isinstance(bias.op, Const) else bias.op.data
-        residual = self._quantization(self.residuals[v].other) if v in self.residuals else None
-        if residual is not None and (result := self._result(v)) is not None and result.bits > 8:
-            residual = None  # added after the requantization to 16 bits
+        residual = self._quantization(self.hosts[v].other) if v in self.hosts else None
         mean, covariance = self.means.get(v.inputs[0]), self.covariances.get(v)
         error = (self.stored_errors or {}).get(v.inputs[0])
         made = quantize_weights(
@@ -266,16 +271,16 @@ def insert_qdq(
     scheme: Scheme = PLAIN,
     stored_errors: Mapping[Value, NDArray[np.floating]] | None = None,
     weight_groups: bool = False,
+    spelled: Mapping[Value, Quantization] | None = None,
 ) -> Graph:
     """The Q/DQ graph. `quantization` holds every stored value (see `share`); `means`, E[x] per channel of the last axis, corrects biases,
     and so do `stored_errors` (E[Q(x) - x]).
 
     A convolution whose residual is added in the accumulator is not quantized itself; `spell_out` quantizes it all the same,
-    for tools that know only operators between tensors of 8 bits, and so knows no fine streams.
+    for tools that know only operators between tensors of 8 bits, and so knows no fine streams; `spelled` replaces what only kernels here can read.
     `covariances` of the inputs of convolutions make rounding of second order;
     `widths` are the bits of convolutions' weights, 8 where not given; those of few bits share multipliers with `weight_groups`.
     """
     reasons = declined if declined is not None else Declined()
-    return _Inserter(
-        graph, quantization, means or {}, covariances or {}, reasons, spell_out, widths or {}, scheme, stored_errors, weight_groups
-    ).run()
+    stored = {**quantization, **(spelled or {})} if spell_out else quantization
+    return _Inserter(graph, stored, means or {}, covariances or {}, reasons, spell_out, widths or {}, scheme, stored_errors, weight_groups).run()

@@ -153,8 +153,13 @@ def _wide_operand(x: Value, y: TensorType, source: Source, name: str) -> Value:
 def _wide_sum(operands: Sequence[Value], y: TensorType, name: str) -> Value:
     """sat16(a + b) where one operand is in the scale of the result and the other can be had in it for one multiplication at most."""
     if all(o.shape == y.shape for o in operands) and any(o.type.quant == y.quant for o in operands):
-        return apply(integer.IntAdd(), *(rescaled(o, y, f"{name}.{n}") for n, o in enumerate(operands)), name=name)
+        return _within(apply(integer.IntAdd(), *(rescaled(o, y, f"{name}.{n}") for n, o in enumerate(operands)), name=name), quant_of(y))
     return weighted_sum(operands, [1] * len(operands), y, name)
+
+
+def _within(v: Value, q: Quantization) -> Value:
+    """`v`, saturated to the bits of `q` where they are fewer than 16: readers rely on them."""
+    return v if q.bits == 16 else apply(integer.Clamp(q.qmin, q.qmax), v, name=v.name)
 
 
 def _joined(o: Value, y: TensorType, name: str) -> Value:

@@ -44,6 +44,8 @@ from .stored_errors import stored_errors
 from .transfer import transferred
 from .unary_function import sole_function
 from .watch import watched
+from .wide_bits import MARGIN, report_fewer_bits, wide_bits, wide_quantization
+from .wide_readers import check_readers, wide_readers
 from .wide_values import streams, wide_values
 from .widths import activation_widths, weight_widths
 
@@ -52,7 +54,6 @@ Batches = Iterable[Mapping[str, NDArray[np.generic]]]
 
 PREVIEW_SAMPLES = 32
 """So many batches show the ranges of channels for equalization."""
-OUTPUT_MARGIN = 0.25
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Options:
     weight_groups: bool = False
     """Weights of at most four bits have a multiplier for every 32 along K (`weight_grid`): closer, in half the bytes, at the speed of eight bits."""
     activation_bits: int = 8
-    """Of what dot products read; see `widths`."""
+    """Of what dot products read; see `widths`, and `wide_readers` for 16."""
     plan: Plan | None = None
     """Bits layer by layer, instead of the two above."""
     scheme: Scheme = PLAIN
@@ -128,6 +129,7 @@ def quantize_lengths(
     even = evened(simple, shown, options, declined)
     if options.plan is not None:
         options.plan.check(even)
+    check_readers(even, options.activation_bits, options.plan, options.scheme, declined)
     seen = observed(even, preview, batches, options, progress)
     return quantized(even, seen, options, declined), *(_replayed(g, simple, levels, shown, even, seen, options) for g in graphs[1:])
 
@@ -145,9 +147,11 @@ class Measured:
 
     def observed(self, options: Options) -> Observed:
         """Scales by the method and within the scheme of `options`."""
-        bits, plan = options.activation_bits, options.plan
-        quantization = choose_all(self.graph, self.statistics, options.method, bits, plan, options.scheme, self.levels)
-        return Observed(quantization, self.means, self.covariances)
+        given = self.graph, options.activation_bits, options.plan, options.scheme
+        readers, asked = wide_readers(*given), wide_readers(*given, light=False)
+        quantization = choose_all(self.graph, self.statistics, options, readers, self.levels)
+        spelled = choose_all(self.graph, self.statistics, options, asked, self.levels) if asked != readers else quantization
+        return Observed(quantization, self.means, self.covariances, spelled={v: q for v, q in spelled.items() if q != quantization[v]})
 
 
 def measured(graph: Graph, batches: Batches, options: Options, progress: Callable[[int], None] | None = None) -> Measured:
@@ -207,13 +211,16 @@ class Observed:
     covariances: Mapping[Value, NDArray[np.float64]] | None
     errors: Mapping[Value, NDArray[np.float64]] | None = None
     """Of means, by storing (`stored_errors`)."""
+    spelled: Mapping[Value, Quantization] = field(default_factory=dict)
+    """What other tools are given instead: 8 bits where 16 are merely light here."""
 
     def transferred(self, graph: Graph, other: Graph) -> Observed:
         """The same of another form of the network."""
         means = None if self.means is None else transferred(self.means, graph, other)
         h = None if self.covariances is None else transferred(self.covariances, graph, other)
         errors = None if self.errors is None else transferred(self.errors, graph, other)
-        return Observed(transferred(self.quantization, graph, other, storage_points(other)), means, h, errors)
+        quantization, spelled = transferred(self.quantization, graph, other, storage_points(other)), transferred(self.spelled, graph, other)
+        return Observed(quantization, means, h, errors, spelled)
 
 
 def observed(graph: Graph, preview: Batches, batches: Batches, options: Options, progress: Callable[[int], None] | None) -> Observed:
@@ -241,6 +248,7 @@ def quantized(graph: Graph, seen: Observed, options: Options, declined: Declined
         raise UsageError(
             f"expected activations of 8 bits for a compiled program, found {options.scheme.bits}; the targets onnx-qdq:PROFILE write such graphs"
         )
+    report_fewer_bits(graph, seen.quantization, declined)
     insert = _inserting(graph, seen, options)
     qdq = verify(watched("insert_qdq", insert(declined)), Stage.qdq)
     integer = verify(watched("lower", lower_to_integers(qdq)), Stage.integer)
@@ -253,6 +261,7 @@ def quantized(graph: Graph, seen: Observed, options: Options, declined: Declined
 def _inserting(graph: Graph, seen: Observed, options: Options) -> Callable[..., Graph]:
     widths = weight_widths(graph, options.weight_bits, options.plan)
     insert = partial(insert_qdq, graph, seen.quantization, seen.means, covariances=seen.covariances, stored_errors=seen.errors)
+    insert = partial(insert, spelled=seen.spelled)
     return partial(insert, widths=widths, scheme=options.scheme, weight_groups=options.weight_groups)
 
 
@@ -273,20 +282,20 @@ def evened(graph: Graph, shown: Mapping[Value, Statistics], options: Options, de
 def choose_all(
     graph: Graph,
     statistics: Mapping[Value, Statistics],
-    method: Method,
-    bits: int = 8,
-    plan: Plan | None = None,
-    scheme: Scheme = PLAIN,
+    options: Options,
+    readers: frozenset[Value],
     levels: Mapping[Value, Quantization] = MappingProxyType({}),
 ) -> dict[Value, Quantization]:
-    """The quantization of every stored value, equal where values share one; that of inputs by their `levels` where they have some.
+    """The quantization of every stored value, equal where values share one; `readers` read 16 bits (`wide_readers`), inputs have their `levels`.
 
     Outputs of the network are not clipped but given a margin: where the greatest of them saturate, answers tie.
     """
-    wide = wide_values(graph) if scheme.streams and scheme.bits == 8 else frozenset[Value]()
-    narrow = dict.fromkeys(statistics, scheme.bits) if scheme.bits > 8 else activation_widths(graph, bits, plan)
-    widths = narrow | dict.fromkeys(wide, 16)
-    chosen = {v: _choice(graph, v, s, method, widths[v], scheme) for v, s in statistics.items()}
+    scheme = options.scheme
+    wide = wide_values(graph, readers) if scheme.streams and scheme.bits == 8 else frozenset[Value]()
+    every = dict.fromkeys(statistics, scheme.bits)
+    narrow = every if scheme.bits > 8 else activation_widths(graph, options.activation_bits, options.plan)
+    widths = narrow | wide_bits(graph, wide, readers, statistics)
+    chosen = {v: _choice(graph, v, s, options.method, widths[v], scheme) for v, s in statistics.items()}
     exact = {v: q for v, q in levels.items() if widths.get(v) == q.bits and not _is_joined(graph, v)}
     return share(graph, chosen, [*streams(graph, wide), *_alike(graph, scheme)], scheme, exact | given_scales(graph))
 
@@ -304,9 +313,9 @@ def _alike(graph: Graph, scheme: Scheme) -> list[tuple[Value, Value]]:
 
 def _choice(graph: Graph, v: Value, s: Statistics, method: Method, bits: int, scheme: Scheme) -> Quantization:
     if bits > scheme.bits:
-        return wide_quantization(s, scheme)
+        return wide_quantization(s, scheme, bits)
     if v in graph.outputs or any(isinstance(u.op, ArgMax) for u in graph.uses[v]):
-        return widened(choose(s, MinMax(), bits, scheme), OUTPUT_MARGIN, scheme)
+        return widened(choose(s, MinMax(), bits, scheme), MARGIN, scheme)
     if bits < 8 and scheme == PLAIN and isinstance(v.op, Unary) and not isinstance(v.op, Clip):
         return codebook(s, bits)
     # Symmetric: below zero lie idle levels of all that is never negative. Of fewer bits in effect, more is worth clipping.
@@ -318,12 +327,6 @@ def _choice(graph: Graph, v: Value, s: Statistics, method: Method, bits: int, sc
 def is_compared(graph: Graph, v: Value) -> bool:
     """Whether attention reads `v`, perhaps moved. Logits add up so many errors of queries and keys that their variance is what counts."""
     return any(isinstance(u.op, Attention) or (is_movement(u) and is_compared(graph, u)) for u in graph.uses[v])
-
-
-def wide_quantization(s: Statistics, scheme: Scheme = PLAIN) -> Quantization:
-    """16 bits, symmetric: what was seen reaches 2^14 with the margin, beyond which `requantize_wide` may saturate."""
-    reach = max(-s.min, s.max) * (1 + OUTPUT_MARGIN)
-    return Quantization.per_tensor(scheme.step(float(np.float32(reach / 2**14))) if reach > 0 else 1.0, 0, 16)
 
 
 def widened(q: Quantization, margin: float, scheme: Scheme = PLAIN) -> Quantization:

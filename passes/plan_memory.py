@@ -263,19 +263,20 @@ def _with_fills(actions: Iterable[Action], p: Placement) -> Iterator[Action]:
 
 
 def halo_fills(v: Value, halo: Halo, layout: Layout) -> Iterator[Fill]:
-    """Three fills in bytes: from the start to the first element, between rows, and from the last element to the end."""
-    n, h, w, c = v.shape
+    """Three fills in elements: from the start to the first element, between rows, and from the last element to the end."""
+    n, h, w, _ = v.shape
     image, row, pixel, _ = layout.strides
+    element = itemsize(v.type)
     start = layout.offset - halo.top * row - halo.left * pixel
     head = halo.top * row + halo.left * pixel
     q = v.type.quant.zero_point[0] if v.type.quant else 0
     for lines, at, size in (
         (1, start, head),
-        (h - 1, layout.offset + w * c, (halo.left + halo.right) * c),
-        (1, layout.offset + (h - 1) * row + w * c, halo.right * c + halo.bottom * row),
+        (h - 1, layout.offset + w * pixel, (halo.left + halo.right) * pixel),
+        (1, layout.offset + (h - 1) * row + w * pixel, halo.right * pixel + halo.bottom * row),
     ):
         if size and lines:
-            yield Fill(v, (n, lines, size), Layout(layout.buffer, at, (image, row, 1)), q)
+            yield Fill(v, (n, lines, size // element), Layout(layout.buffer, at, (image, row, element)), q)
 
 
 WOVEN, FEW = 16, (2, 3)

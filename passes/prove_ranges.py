@@ -4,6 +4,7 @@ Ranges propagate forwards from inputs of 8 and 16 bits; a fused Relu makes them 
 its range: **every partial sum in every order**, also with activations stored offset by 128 as u8, stays within int32:
 
     sum_k |w_k| max(255, |x|) + |bias'| + half  <  2^31        bias' including the offset's correction, per output channel
+    sum_k |w_k| |x| + |bias| + half  <  2^31                   of 16 bits, |x| the greatest that the requantization before lets through
 
 so tiling, threading and the choice of instruction cannot overflow. A left shift in the requantization is included.
 """
@@ -144,6 +145,8 @@ def _conv(v: Value, operands: list[Interval]) -> Reach:
     b = bias.astype(np.int64)
     low, high = positive * lo + negative * hi + b, positive * hi + negative * lo + b
     reach = (positive - negative) * 255 + np.abs(b - 128 * (positive + negative)) + np.abs(b)
+    if v.inputs[0].type.dtype is DType.i16:
+        reach = (positive - negative) * max(-lo, hi) + np.abs(b)
     if len(v.inputs) == 3:
         return low, high, reach
     m = np.asarray(const_data(v.inputs[4]), np.int64)

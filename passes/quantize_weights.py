@@ -151,12 +151,13 @@ def residual_multipliers(ratio: NDArray[np.float64], scheme: Scheme = PLAIN) -> 
 
 
 def _least_scale(w: NDArray[np.float64], b: NDArray[np.float64], x: Quantization, out: Quantization | None, scheme: Scheme) -> NDArray[np.float64]:
-    """The smallest scale per channel for which bias, accumulator and multiplier all stay in range. Of products of 16 bits, accumulators are
+    """The smallest scale per channel for which bias, accumulator and multiplier all stay in range. In schemes of 16 bits, accumulators are
     not ours; with one scale for all, channels that are dead need none of their own."""
     sx = x.scale[0]
-    reach = np.abs(w).reshape(w.shape[0], -1).sum(1) * ((1 << x.bits) - 1)
+    greatest = (1 << x.bits) - 1 if x.bits <= 8 else 1 << (x.bits - 1)
+    reach = np.abs(w).reshape(w.shape[0], -1).sum(1) * greatest
     least = np.abs(b) / (sx * MAX_BIAS)
-    if x.bits <= 8:
+    if scheme.bits <= 8:
         least = np.maximum(least, (reach + np.abs(b) / sx) / MAX_ACC)
     dead = ~np.any(w.reshape(w.shape[0], -1), 1)
     if not scheme.per_channel and not dead.all():

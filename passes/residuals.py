@@ -95,4 +95,4 @@ def _is_felt(graph: Graph, r: Residual, quant: Mapping[Value, Quantization]) -> 
     """Whether rounding the operand shows beside rounding the sum."""
     user = graph.only_use(r.addition)
     total = quant.get(user if user is not None and isinstance(user.op, Clip) else r.addition)
-    return total is not None and total.bits <= 8 and quant[r.other].scale[0] * FINER > total.scale[0]
+    return total is not None and (total.bits > 8 or quant[r.other].scale[0] * FINER > total.scale[0])

@@ -3,7 +3,8 @@
 What dot products multiply has the width that was asked for: weights of convolutions, and activations that convolutions, matrix products
 or attention read, also by way of data movement. All else (operands of tables and additions) keeps 8 bits, residual streams 16.
 Below 7 bits the first and the last layer keep 8: pixels have 8 bits, and nothing averages out errors of the answer (as in all of the
-literature, for instance Li et al. 2023, RepQ-ViT, section 4.1). Narrow integers are stored one to a byte.
+literature, for instance Li et al. 2023, RepQ-ViT, section 4.1). Narrow integers are stored one to a byte. Layers that ask for 16 bits
+are not heard here but in `wide_readers`.
 
 A plan (`precision/plan.py`) says it layer by layer instead, the ends included.
 """
@@ -16,7 +17,7 @@ from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.ops import Conv, Input, MatMul
 from qcompiler.ir.sequence import Attention
 
-from .precision.plan import Plan
+from .precision.plan import Plan, layers_of
 from .storage_points import is_movement, storage_points
 
 NARROW = 6
@@ -34,12 +35,17 @@ def weight_widths(graph: Graph, bits: int, plan: Plan | None = None) -> dict[Val
 
 def activation_widths(graph: Graph, bits: int, plan: Plan | None = None) -> dict[Value, int]:
     """Bits of every stored activation, before 16-bit ones are chosen."""
-    if plan is not None:
-        asked = _asked(graph, lambda v: plan.of(v).activations)
-    else:
-        ends = _first_and_last(graph) if bits <= NARROW else set()
-        asked = _asked(graph, lambda v: 0 if isinstance(v.op, Conv) and v in ends else bits)
+    widths = layer_widths(graph, bits, plan)
+    asked = _asked(graph, lambda v: min(widths[v], 8))
     return {v: asked.get(v, 8) for v in storage_points(graph)}
+
+
+def layer_widths(graph: Graph, bits: int, plan: Plan | None = None) -> dict[Value, int]:
+    """The bits that each layer asks of what it multiplies; 0 where it takes what it gets."""
+    if plan is not None:
+        return {v: plan.of(v).activations for v in layers_of(graph)}
+    ends = _first_and_last(graph) if bits <= NARROW else set()
+    return {v: 0 if isinstance(v.op, Conv) and v in ends else bits for v in layers_of(graph)}
 
 
 def _asked(graph: Graph, bits_of: Callable[[Value], int]) -> dict[Value, int]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .backends import reference
 from .ir.graph import Graph, Value
-from .ir.integer import IntAttention, IntConv, IntMatMul, IntRotate
+from .ir.integer import IntAttention, IntConv, IntMatMul, IntReduceSum, IntRotate, IntSumPool
 from .ir.interpret import evaluate
 from .ir.ops import Const, Dequantize
 from .passes.partition import Step
@@ -125,6 +125,8 @@ def why_wide(graph: Graph, v: Value) -> str | None:
         return "output of the network"
     if any(isinstance(u.op, IntRotate) for u in readers):
         return "read by a rotary embedding"
+    if any(isinstance(u.op, (IntConv, IntReduceSum, IntSumPool)) and u.inputs[0] is v for u in readers):
+        return "read by a layer in 16 bits"
     moved = next((u for u in readers if isinstance(u.op, MOVEMENT)), None)
     return "residual stream" if moved is None else why_wide(graph, moved)
 

@@ -59,7 +59,7 @@ def test_answers_have_16_bits() -> None:
     feeds = {t.name: np.zeros(t.shape, np.int8) for t in program.interface.inputs}
     (logits,) = program.run_integer(feeds).values()
     assert logits.dtype == np.int16
-    assert {layer.wide for layer in model.report.layers} == {None, "output of the network"}
+    assert {layer.wide for layer in model.report.layers} == {None, "read by a layer in 16 bits", "output of the network"}
 
 
 def test_threads_may_be_set() -> None:

@@ -16,12 +16,15 @@ import numpy as np
 from qcompiler.ir.graph import Value
 from qcompiler.ir.integer import IntAttention, IntConv, IntMatMul, IntNormalize, IntResize, IntSoftmax, IntSumPool, Lookup
 from qcompiler.ir.ops import ArgMax, Gather, MaxPool, Resize
+from qcompiler.ir.types import DType
 from qcompiler.passes.plan_memory import Action, Copy, Fill, Run
 
 from .target import Target
 
 MACS = {"vpdpbusd": 3.6, "maddubs": 1.6, "sdot": 1.7, "smull": 0.7}
 """Multiply-accumulates per nanosecond and byte of a vector register, by form of the dot product."""
+WORDS = 0.5
+"""What part of that 16-bit activations leave."""
 DEPTHWISE = 0.8
 """What part of that a depthwise convolution reaches."""
 ACTIVATIONS = 0.3
@@ -79,7 +82,8 @@ def _macs(v: Value, target: Target) -> float:
     match v.op:
         case IntConv(groups=groups):
             depthwise = groups > 1 and groups == v.inputs[1].shape[0]
-            return v.type.size * int(np.prod(v.inputs[1].shape[1:])) / (rate * (DEPTHWISE if depthwise else 1.0))
+            wide = v.inputs[0].type.dtype is DType.i16
+            return v.type.size * int(np.prod(v.inputs[1].shape[1:])) / (rate * (DEPTHWISE if depthwise else WORDS if wide else 1.0))
         case IntAttention():
             (b, n, h, d), m, e = v.inputs[0].shape, v.inputs[1].shape[1], v.shape[3]
             seen = b * n * h * m / (2 if v.op.causal else 1)

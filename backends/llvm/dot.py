@@ -12,6 +12,12 @@ All are exact for x in [-128, 127] and w in [-127, 127]:
 - **smull**: the first and second pair of a group multiplied to 16 bits and added, at most 2 * 128 * 127 < 2^15 again, then
   pairwise added into the accumulator: smull, smlal, sadalp. Weights are packed with pairs outermost: (pair, lane, 2).
 
+Activations of 16 bits are multiplied in pairs of 16-bit words, by weights whose bytes are widened when they are loaded:
+
+- **vpdpwssd**: one instruction.
+- **maddwd**: vpmaddwd, whose only sum beyond 32 bits, -2^15 * -2^15 * 2, no weight in [-127, 127] gives, then an addition.
+- **smlal**: smlal and smlal2, a lane of x times four channels each. Weights are packed with elements of K outermost: (2, lane).
+
 maddubs, lengthwise and smull have 16-bit sums between: where the weights prove that they stay in range, several groups are added up in
 16 bits before they are widened.
 """
@@ -53,7 +59,9 @@ class Dot:
     offset: int = 0
     """What `dot` adds to x; the bias takes it back."""
     group: int = GROUP
-    """Consecutive elements of K of one step."""
+    """Bytes of consecutive activations of one step."""
+    itemsize: int = 1
+    """Bytes of an activation."""
     pixels: int = 1
     """Pixels of an x operand."""
     weights: int = 1
@@ -64,6 +72,8 @@ class Dot:
     """Instructions of `finish` for each register of results."""
     fenced: bool = False
     """Whether accumulators take so many registers that loads must not be moved up, see `Kernel.fence`."""
+    widening: float = 0
+    """Instructions per register of weights besides its load."""
     late: bool = False
     """Whether accumulators begin with zero; what they should begin with is added after `finish`."""
 
@@ -71,6 +81,15 @@ class Dot:
     def spread(self) -> int:
         """Registers of weights, and of accumulators of an x operand, for each register of results."""
         return self.group // GROUP
+
+    @property
+    def elements(self) -> int:
+        """Consecutive elements of K of one step."""
+        return self.group // self.itemsize
+
+    def load(self, k: Kernel, p: Ptr, count: int) -> Val:
+        """`count` registers of weights."""
+        return k.load(p, 8, count)
 
     def start(self, k: Kernel, first: Val) -> Val:
         """The accumulators of an x operand, all of whose pixels begin with the results `first`."""
@@ -81,7 +100,7 @@ class Dot:
         return [acc]
 
     def pack(self, w: NDArray[np.int8]) -> NDArray[np.int8]:
-        """Weights [..., lanes, 4] in the order of a register: [..., lanes * 4]."""
+        """Weights [..., lanes, elements] in the order of a register: [..., lanes * elements]."""
         return w.reshape(*w.shape[:-2], -1)
 
     def broadcast(self, k: Kernel, p: Ptr, signed: bool = True) -> XOperand:
@@ -97,7 +116,8 @@ class Dot:
         return [self.broadcast(k, places[0] + self.group * i) for i in range(groups)]
 
     def interleave(self, k: Kernel, taps: list[Val], signed: bool = True) -> list[XOperand]:
-        """Four x operands, for the registers of a block of count 4, from four registers of channels: lane c gets taps[i][c]."""
+        """Four x operands, for the registers of a block of count 4, from the channels of as many taps as there are elements in a step:
+        lane c gets taps[i][c]."""
         pairs = [k.reinterpret(half, 16) for a, b in (taps[:2], taps[2:]) for half in k.zip(a, b)]
         quads = [*k.zip(pairs[0], pairs[2]), *k.zip(pairs[1], pairs[3])]
         return [self.operand(k, k.reinterpret(q, 8), signed) for q in quads]
@@ -245,8 +265,63 @@ class Smull(Chained):
         return instrs.SADDLP(k, words)
 
 
+class Words(Dot):
+    """Pairs of 16-bit words: an x operand is two activations in every lane."""
+
+    def load(self, k: Kernel, p: Ptr, count: int) -> Val:
+        size, kind = k.target.vector_bytes // 2, k.register_type(16)
+        octets = (k.b.load((p + i * size).ir, align=1, typ=instrs.vector_type((size, 8))) for i in range(count))
+        return Val(k, tuple(k.b.sext(o, kind) for o in octets), 16)
+
+    def broadcast(self, k: Kernel, p: Ptr, signed: bool = True) -> XOperand:
+        return k.reinterpret(k.broadcast(p, 32), 16).regs
+
+    def interleave(self, k: Kernel, taps: list[Val], signed: bool = True) -> list[XOperand]:
+        a, b = taps
+        return [half.regs for i in (0, 1) for half in k.zip(a[i : i + 1], b[i : i + 1])]
+
+
+class Vpdpwssd(Words):
+    """Two products and the addition in one instruction."""
+
+    def dot(self, k: Kernel, acc: Any, x: XOperand, w: Any) -> Any:
+        return instrs.VPDPWSSD[k.target.vector_bits](k, acc, x[0], w)
+
+
+class Maddwd(Words):
+    """Two products and their sum, then the addition."""
+
+    def dot(self, k: Kernel, acc: Any, x: XOperand, w: Any) -> Any:
+        return k.b.add(acc, instrs.MADD[k.target.vector_bits](k, x[0], w))
+
+
+class Smlal(Words):
+    """An x operand is the first and the second activation, each for all channels."""
+
+    def pack(self, w: NDArray[np.int8]) -> NDArray[np.int8]:
+        return w.swapaxes(-2, -1).reshape(*w.shape[:-2], -1)
+
+    def consecutive(self, k: Kernel, places: Sequence[Ptr], groups: int) -> list[XOperand]:
+        found = list[XOperand]()
+        for at in range(0, groups, self.wide):
+            here = min(self.wide, groups - at)
+            x = k.load_lanes(places[0] + GROUP * at, 16, GROUP * here)
+            lanes = [k.permute(x, [i] * 8) for i in range(2 * here)]
+            found += [(_half(k, a, 0), _half(k, b, 1)) for a, b in zip(lanes[::2], lanes[1::2])]
+        return found
+
+    def interleave(self, k: Kernel, taps: list[Val], signed: bool = True) -> list[XOperand]:
+        a, b = taps
+        return [(_half(k, a[i : i + 1], h), _half(k, b[i : i + 1], h)) for i in (0, 1) for h in (0, 1)]
+
+    def dot(self, k: Kernel, acc: Any, x: XOperand, w: Any) -> Any:
+        halves = (_half(k, Val(k, (w,), 16), h) for h in (0, 1))
+        return reduce(k.b.add, (instrs.SMULL16(k, h, e) for h, e in zip(halves, x)), acc)
+
+
 def _half(k: Kernel, x: Val, which: int) -> Any:
-    return instrs.pick(k.b, x.regs[0], list(range(8 * which, 8 * which + 8)))
+    lanes = x.regs[0].type.count // 2
+    return instrs.pick(k.b, x.regs[0], list(range(lanes * which, lanes * which + lanes)))
 
 
 FORMS: dict[str, Dot] = {
@@ -268,6 +343,25 @@ FORMS: dict[str, Dot] = {
         links=2,
     ),
 }
+
+
+WORDS: dict[str, Dot] = {
+    "vpdpwssd": Vpdpwssd(itemsize=2, widening=1),
+    "maddwd": Maddwd(itemsize=2, widening=1, steps=2, scratch=3),
+    "smlal": Smlal(itemsize=2, widening=1, steps=2, multiplies=2, wide=4, held=1, scratch=3),
+}
+"""Those of activations of 16 bits."""
+OF_WORDS = {"vpdpbusd": "vpdpwssd", "maddubs": "maddwd", "sdot": "smlal", "smull": "smlal"}
+
+
+def form_named(name: str) -> Dot:
+    """The form, of activations of either width."""
+    return FORMS.get(name) or WORDS[name]
+
+
+def forms_for(target: Target, bits: int) -> tuple[str, ...]:
+    """The forms that dense layers whose activations have so many bits may have."""
+    return dense_forms(target) if bits == 8 else (OF_WORDS[target.dot],)
 
 
 def dot_of(target: Target) -> Dot:

@@ -169,8 +169,13 @@ def _qrdmulh(b: Any, x: Any, y: Any) -> Any:
     return saturated(b, rounded, 16)
 
 
+def _dot2(b: Any, acc: Any, x: Any, w: Any) -> Any:
+    return b.add(acc, _madd(b, x, w))
+
+
 def _mull(b: Any, x: Any, y: Any) -> Any:
-    return b.mul(widen(b, x, 16), widen(b, y, 16))
+    bits = 2 * x.type.element.width
+    return b.mul(widen(b, x, bits), widen(b, y, bits))
 
 
 def _mull_unsigned(b: Any, x: Any, y: Any) -> Any:
@@ -236,11 +241,17 @@ def _vpdpbusd(bits: int, feature: str) -> Instr:
     return Instr("vpdpbusd", feature, f"llvm.x86.avx512.vpdpbusd.{bits}", (dwords, data, data), dwords, _dot4(signed_x=False))
 
 
+def _vpdpwssd(bits: int, feature: str) -> Instr:
+    dwords, data = (bits // 32, 32), (bits // 16, 16)
+    return Instr("vpdpwssd", feature, f"llvm.x86.avx512.vpdpwssd.{bits}", (dwords, data, data), dwords, _dot2)
+
+
 def _x86(name: str, feature: str, intrinsic: str, source: Vector, result: Vector, meaning: Meaning, operands: int = 2) -> Instr:
     return Instr(name, feature, f"llvm.x86.{intrinsic}", (source,) * operands, result, meaning)
 
 
 VPDPBUSD = {bits: _vpdpbusd(bits, "avx512vnni" if bits == 512 else "avxvnni") for bits in (128, 256, 512)}
+VPDPWSSD = {bits: _vpdpwssd(bits, "avx512vnni" if bits == 512 else "avxvnni") for bits in (128, 256, 512)}
 MADDUBS = {
     128: _x86("pmaddubsw", "ssse3", "ssse3.pmadd.ub.sw.128", (16, 8), (8, 16), _maddubs),
     256: _x86("vpmaddubsw", "avx2", "avx2.pmadd.ub.sw", (32, 8), (16, 16), _maddubs),
@@ -289,6 +300,7 @@ ADDP = Instr("addp", "neon", "llvm.aarch64.neon.addp.v4i32", ((4, 32), (4, 32)),
 UMULL = Instr("umull", "neon", "llvm.aarch64.neon.umull.v8i16", ((8, 8), (8, 8)), (8, 16), _mull_unsigned)
 UADDLP = Instr("uaddlp", "neon", "llvm.aarch64.neon.uaddlp.v4i32.v8i16", ((8, 16),), (4, 32), _pairwise_unsigned)
 SMULL = Instr("smull", "neon", "llvm.aarch64.neon.smull.v8i16", ((8, 8), (8, 8)), (8, 16), _mull)
+SMULL16 = Instr("smull", "neon", "llvm.aarch64.neon.smull.v4i32", ((4, 16), (4, 16)), (4, 32), _mull)
 SADDLP = Instr("saddlp", "neon", "llvm.aarch64.neon.saddlp.v4i32.v8i16", ((8, 16),), (4, 32), _pairwise_accumulate)
 SQRDMULH = Instr("sqrdmulh", "neon", "llvm.aarch64.neon.sqrdmulh.v8i16", ((8, 16), (8, 16)), (8, 16), _qrdmulh)
 SQXTN16 = Instr("sqxtn", "neon", "llvm.aarch64.neon.sqxtn.v4i16", ((4, 32),), (4, 16), _narrow)
@@ -296,7 +308,7 @@ SQXTN8 = Instr("sqxtn", "neon", "llvm.aarch64.neon.sqxtn.v8i8", ((8, 16),), (8, 
 TBL4 = Instr("tbl", "neon", "llvm.aarch64.neon.tbl4.v16i8", ((16, 8),) * 5, (16, 8), _tbl4)
 
 INSTRS: tuple[Instr, ...] = (
-    *(i for table in (VPDPBUSD, MADDUBS, MADD, SIGN, PACK16, PACK8, MULHRS, MULH, PSHUFB) for i in table.values()),
+    *(i for table in (VPDPBUSD, VPDPWSSD, MADDUBS, MADD, SIGN, PACK16, PACK8, MULHRS, MULH, PSHUFB) for i in table.values()),
     PMULHUW,
     VPERMI2W,
     SDOT,
@@ -304,6 +316,7 @@ INSTRS: tuple[Instr, ...] = (
     SMMLA,
     ADDP,
     SMULL,
+    SMULL16,
     UMULL,
     SADDLP,
     UADDLP,

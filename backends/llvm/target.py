@@ -72,8 +72,9 @@ class Target:
 
     @property
     def llvm_features(self) -> str:
-        """The attribute string: required features, none that `cpu` would add, and whole vectors where the default would be half."""
-        tuning = ("-prefer-256-bit",) if self.vector_bits == 512 else ()
+        """The attribute string: required features, none that `cpu` would add, whole vectors where the default would be half, and dot products
+        of words that stay one instruction."""
+        tuning = (*(("-prefer-256-bit",) if self.vector_bits == 512 else ()), *(("+fast-dpwssd",) if self.dot == "vpdpbusd" else ()))
         absent = (f"-{f}" for f in _EXTRAS if self.arch == "x86_64" and f not in self.features)
         return ",".join((*(f"+{f}" for f in self.features), *absent, *tuning))
 

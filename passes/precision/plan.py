@@ -6,7 +6,7 @@
     "features/3/conv" = "w4a8"
 
 Layers are what multiplies: convolutions (dense layers among them), products of activations and attention; the last two have no weights.
-A value that several layers read has the most bits that any of them asks for.
+A value that several layers read has the most bits that any of them asks for. Convolutions and dense layers may ask for 16.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ else:
     import tomli as tomllib
 
 WEIGHT_BITS = range(2, 9)
-ACTIVATION_BITS = range(4, 9)
+ACTIVATION_BITS = (*range(4, 9), 16)
 LISTED = 8
 """Names of a message, at most."""
 
@@ -54,7 +54,7 @@ class Precision:
         if bits[0] not in WEIGHT_BITS or bits[1] not in ACTIVATION_BITS:
             raise UsageError(
                 f"expected a precision such as w8a8, w7a8, w6a6, w4a8 or w4a4, found {text!r}; "
-                "name wNaM with N from 2 to 8 bits of weights and M from 4 to 8 of activations"
+                "name wNaM with N from 2 to 8 bits of weights and M from 4 to 8, or 16, of activations"
             )
         return cls(*bits)
 
@@ -91,8 +91,15 @@ def layers_of(graph: Graph) -> list[Value]:
 
 
 def plan_of(qdq: Graph) -> Plan:
-    """The bits of every layer of a Q/DQ graph, written out; of what is stored in more than 8, dot products read 8."""
-    return Plan({v.name: Precision(_bits(v.inputs[1]) if isinstance(v.op, Conv) else 8, _bits(v.inputs[0])) for v in layers_of(qdq)})
+    """The bits of every layer of a Q/DQ graph, written out; of what is stored in more than 8, products of activations read 8."""
+    return Plan({v.name: _precision_of(v) for v in layers_of(qdq)})
+
+
+def _precision_of(v: Value) -> Precision:
+    if not isinstance(v.op, Conv):
+        return Precision(8, min(_bits(v.inputs[0]), 8))
+    read = _bits(v.inputs[0])
+    return Precision(min(_bits(v.inputs[1]), 8), 16 if read > 8 else read)
 
 
 def _bits(v: Value) -> int:
@@ -100,7 +107,7 @@ def _bits(v: Value) -> int:
     while not isinstance(v.op, Dequantize) and v.inputs:
         v = v.inputs[0]
     quant = v.inputs[0].type.quant if v.inputs else None
-    return min(quant.bits, max(ACTIVATION_BITS)) if quant is not None else max(ACTIVATION_BITS)
+    return quant.bits if quant is not None else 8
 
 
 def read_plan(path: str | Path) -> Plan:

@@ -37,7 +37,7 @@ METHOD_HELP = (
     "repquant-dual clips each channel of normalizations, too, below 8 bits; the others are plain"
 )
 PRECISION_HELP = (
-    "bits of weights (2 to 8) and of the activations they multiply (4 to 8): w8a8, w7a8, w6a6, w4a8, w4a4 ...; "
+    "bits of weights (2 to 8) and of the activations they multiply (4 to 8, or 16): w8a8, w7a8, w6a6, w4a8, w4a4, w8a16 ...; "
     "w7a8 is about 1.4 times as fast on x86 CPUs without VNNI, little or no faster elsewhere; a file of bits layer by layer; auto chooses them"
 )
 SHAPE_HELP = "fix the shape of an input; may be repeated, also for one input: each of its shapes gets an entry of its own"

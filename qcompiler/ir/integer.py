@@ -21,7 +21,7 @@ def _acc(shape: tuple[int, ...]) -> TensorType:
 
 @dataclass(frozen=True)
 class IntConv(Conv):
-    """acc = bias_o + sum x * w, over x [N,H,W,C] i8 padded with its zero point, w [O,kh,kw,C/groups] i8, bias [O] i32.
+    """acc = bias_o + sum x * w, over x [N,H,W,C] i8 or i16 padded with its zero point, w [O,kh,kw,C/groups] i8, bias [O] i32.
 
     The bias holds the zero-point correction -z_x * sum(w). Dense layers are 1x1 convolutions of [1,1,rows,K].
     Two more operands, r (i8, of the result's shape) and m [O] i32 const in [1, 2^15), add a residual to the accumulator
@@ -66,7 +66,7 @@ class IntMatMul(Op):
 
 @dataclass(frozen=True)
 class IntSumPool(_Pool):
-    """acc = sum over the window of (x - z), padding adding zero; the divisor is part of the Requantize."""
+    """acc = sum over the window of (x - z), x i8 or i16, padding adding zero; the divisor is part of the Requantize."""
 
     def infer(self, x: TensorType) -> TensorType:
         return _acc(super().infer(x).shape)
@@ -123,7 +123,7 @@ class Lookup(Op):
 
 @dataclass(frozen=True)
 class Clamp(Op):
-    """min(max(x, lo), hi) on i8, type kept."""
+    """min(max(x, lo), hi) on i8 or i16, type kept."""
 
     lo: int
     hi: int

@@ -33,7 +33,7 @@ def test_narrow_layers_streams_and_codebooks(run: Run, transformer: Path, tmp_pa
     assert {(r["weight_bits"], r["operand_bits"]) for r in dense[1:-1]} == {(4, 4)}
     assert (dense[0]["weight_bits"], dense[-1]["weight_bits"]) == (8, 8)
     assert {r["levels"] for r in found["layers"]} == {None, 16}
-    assert {r["wide"] for r in found["layers"]} == {None, "residual stream", "output of the network"}
+    assert {r["wide"] for r in found["layers"]} == {None, "residual stream", "read by a layer in 16 bits", "output of the network"}
     assert len(found["reparameterized"]) == 4
     shown = run("inspect", tmp_path / "a").stdout
     assert "w4 a4 (stored in 8" in shown
@@ -60,7 +60,7 @@ def test_dual_clipping_is_of_few_bits(run: Run, transformer: Path, tmp_path: Pat
     assert (one != other) == clipped
 
 
-@pytest.mark.parametrize("text", ["w4", "w9a8", "w1a8", "w8a3", "w4a16", "8", "W4A4"])
+@pytest.mark.parametrize("text", ["w4", "w9a8", "w1a8", "w8a3", "w4a12", "w16a16", "8", "W4A4"])
 def test_strange_precisions_are_refused(run: Run, network: Path, text: str) -> None:
     assert "expected a precision such as w8a8" in failed(run(network, "--precision", text), 2)
 

@@ -37,6 +37,14 @@ class WideBuilder(Builder):
         size = kernel[0] * kernel[1] * x.shape[3] // kw.get("groups", 1)
         return self.widened(self.conv_acc(x, out, kernel, **kw), 6000.0 * size**0.5, out if per_channel else 0, lo, hi)
 
+    def of_words(self, x: Value, out: int, kernel=(1, 1), added: Value | None = None, wide: bool = False, **kw) -> Value:
+        """A convolution of 16 bits, to 8 or 16, which may add something in its accumulator."""
+        acc = self.conv_acc(x, out, kernel, **kw)
+        if added is not None:
+            acc = self.apply(acc.op, *acc.inputs, added, self.const(self.rng.integers(1, 1 << 15, out).astype(np.int32)))
+        typical = 70.0 * 19000 * kw.get("reach", 127) / 127 * (kernel[0] * kernel[1] * x.shape[3] / kw.get("groups", 1)) ** 0.5
+        return self.widened(acc, typical, out) if wide else self.requantize(acc, typical, channels=out)
+
     def add16(self, a: Value, b: Value) -> Value:
         return self.apply(IntAdd(), a, b)
 

@@ -40,7 +40,7 @@ def expected_dot(w: NDArray[np.int8], dot: Dot) -> Dot:
 
 
 def chained(w: NDArray[np.int8], config: ConvConfig, target: Target) -> ChainedWeights:
-    """The chains of `w` [O, number of runs, bytes of a run]."""
+    """The chains of `w` [O, number of runs, elements of a run]."""
     dot = config.dot
     assert isinstance(dot, Chained)
     blocks = dict(segment_weights(w, config, target))

@@ -1,13 +1,14 @@
 """Convolution as a matrix product that never builds its matrix: out[pixel, o] = epilogue(sum_k x[pixel, k] * w[o, k]).
 
-The K dimension of an output pixel is a list of **runs** of consecutive bytes in channels-last memory: for each kernel row the kw * C bytes of the
-window's row, or where pixels are not neighbours (dilation, an operand inside a larger buffer) C bytes for each (row, column). A
-run is read in groups of as many bytes as a step of the dot product takes (`form`, often four, each broadcast to all lanes); its length is
-rounded up to whole groups with zero weights, so reading into the neighbour does no harm.
+The K dimension of an output pixel is a list of **runs** of consecutive elements in channels-last memory: for each kernel row the kw * C ones of the
+window's row, or where pixels are not neighbours (dilation, an operand inside a larger buffer) C ones for each (row, column). A
+run is read in groups of as many bytes as a step of the dot product takes (`form`, often four, each broadcast to all lanes: four elements, or two
+of 16 bits); its length is rounded up to whole groups with zero weights, so reading into the neighbour does no harm.
 
 A tile of `rows x columns` output pixels times `count` registers of channels stays in registers over the whole of K. Tiles at
 the right and lower edge are moved back inside: some pixels are computed twice, to the same bytes. Weights are packed at compile
-time in the order of reading: [block][run][group][register][lane][bytes of a group]; those of at most four bits two registers in one (`nibbles`).
+time in the order of reading: [block][run][group][register][lane][elements of a group], a byte each, which words widen when they are loaded; those of
+at most four bits lie two registers in one (`nibbles`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from qcompiler.backends.llvm import nibbles
 from qcompiler.backends.llvm.chains import Form
-from qcompiler.backends.llvm.dot import FORMS, Chained, Dot, XOperand
+from qcompiler.backends.llvm.dot import Chained, Dot, XOperand, form_named
 from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val, join
 from qcompiler.backends.llvm.epilogue import Epilogue, Sources, load_pixels, store_pixels
 from qcompiler.backends.llvm.instrs import prefetch
@@ -109,7 +110,7 @@ class ConvConfig:
     @property
     def dot(self) -> Dot:
         """The form of the dot product."""
-        return FORMS[self.form]
+        return form_named(self.form)
 
     @property
     def depth(self) -> int:
@@ -118,20 +119,20 @@ class ConvConfig:
 
 
 def pack_weights(w: NDArray[np.int8], config: ConvConfig, target: Target) -> bytes:
-    """w [O, number of runs, bytes of a run] in the order in which the kernel reads it."""
+    """w [O, number of runs, elements of a run] in the order in which the kernel reads it."""
     blocks = (pack_registers(b, config.dot) for _, b in segment_weights(w, config, target))
     return b"".join((nibbles.pack(b, config.dot) if config.nibbles else b).tobytes() for b in blocks)
 
 
 def pack_registers(w: NDArray[np.int8], dot: Dot) -> NDArray[np.int8]:
-    """[..., registers of results, lanes, bytes of a group] to [..., registers of weights, bytes]."""
+    """[..., registers of results, lanes, elements of a group] to [..., registers of weights, bytes]."""
     packed = dot.pack(np.ascontiguousarray(w))
     return packed.reshape(*w.shape[:-3], w.shape[-3] * dot.spread, -1)
 
 
 def segment_weights(w: NDArray[np.int8], config: ConvConfig, target: Target) -> Iterator[tuple[tuple[int, int], NDArray[np.int8]]]:
-    """(group of the convolution, segment) and its weights [blocks, groups of K, registers of results, lanes, bytes of a group], in order."""
-    size = config.dot.group
+    """(group of the convolution, segment) and its weights [blocks, groups of K, registers of results, lanes, elements of a group], in order."""
+    size = config.dot.elements
     padded = np.pad(w, ((0, 0), (0, 0), (0, config.run * size - w.shape[2]))).reshape(config.groups, config.channels, -1, size)
     for g, channels in enumerate(padded):
         for i, (start, s) in enumerate(starts(config.segments, target)):
@@ -206,7 +207,7 @@ def _block_sizes(config: ConvConfig, s: Segment, t: Target) -> tuple[int, int]:
 
 def _group_bytes(config: ConvConfig, s: Segment, t: Target) -> int:
     """Bytes of the weights of one group of K."""
-    return s.count * config.dot.spread * t.vector_bytes // (2 if config.nibbles else 1)
+    return s.count * config.dot.spread * t.vector_bytes // (2 if config.nibbles else config.dot.itemsize)
 
 
 AXES: dict[str, Shared] = {"rows": (2, 3), "columns": (3, 4), "images": (1, 2), "blocks": (0, 1), "tiles": (1, 4), "all": (0, 4)}
@@ -217,7 +218,7 @@ def split_axis(config: ConvConfig) -> str:
     """Which loops threads share: the best balanced; of equal ones, blocks where weights are more to read than x is, else rows, which the next
     layer can be divided into as well; several loops as one where no single one has rounds enough."""
     area = config.images * config.rows * config.columns
-    heavy = config.depth * config.dot.group * config.channels > area * config.x.column
+    heavy = config.depth * config.dot.elements * config.channels > area * config.x.column
     sizes, costs = [_sizes(config, s) for s in config.segments], [float(s.blocks * s.count) for s in config.segments]
     axes = {name: joint(sizes, costs, shared) for name, shared in AXES.items()} | {"groups": [(config.groups, 1.0)]}
     single = ("blocks", "rows", "columns", "images", "groups") if heavy else ("rows", "columns", "images", "groups", "blocks")
@@ -288,7 +289,7 @@ def _ahead(k: Kernel, config: ConvConfig, s: Segment, block: Operands, tile: Ind
 
 def _lines_ahead(config: ConvConfig, s: Segment, t: Target) -> int:
     """Cache lines of the next block to fetch in each round of the K loop; 0: not worth it, as these weights stay near."""
-    if not t.prefetches or s.forms or config.depth * config.dot.group * config.channels * config.groups < FAR:
+    if not t.prefetches or s.forms or config.depth * config.dot.elements * config.channels * config.groups < FAR:
         return 0
     tiles = config.images * -(-config.rows // s.rows) * -(-config.columns // s.columns)
     return -(-s.unroll * _group_bytes(config, s, t) // (LINE * tiles))
@@ -370,7 +371,7 @@ def _walked(k: Kernel, config: ConvConfig, s: Segment, offsets: Sequence[int], x
             if dot.fenced:
                 state[2:] = _fenced(k, config, place, [x[u] for x in xs], state[2:])
                 continue
-            w = nibbles.load(k, dot, place, len(start)) if config.nibbles else k.load(place, 8, len(start))
+            w = nibbles.load(k, dot, place, len(start)) if config.nibbles else dot.load(k, place, len(start))
             for n, (offset, *_) in enumerate(operands):
                 at = 2 + u % s.chains * len(operands) + n
                 acc = state[at]
@@ -404,7 +405,7 @@ def _fenced(k: Kernel, config: ConvConfig, weights: Ptr, xs: Sequence[XOperand],
     for n in range(0, len(_val(accs[0])), 2):
         k.fence()
         place = weights + n * k.target.vector_bytes // (2 if config.nibbles else 1)
-        w = nibbles.load(k, dot, place, 2) if config.nibbles else k.load(place, 8, 2)
+        w = nibbles.load(k, dot, place, 2) if config.nibbles else dot.load(k, place, 2)
         for registers, x, acc in zip(found, xs, accs, strict=True):
             registers += [dot.dot(k, a, x, r) for a, r in zip(_val(acc).regs[n : n + 2], w.regs)]
     return [Val(k, tuple(r), 32) for r in found]

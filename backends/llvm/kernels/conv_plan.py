@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.backends.llvm import nibbles
-from qcompiler.backends.llvm.dot import FORMS, Chained, dense_forms, dot_of
-from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData, addend_offset, describe
+from qcompiler.backends.llvm.dot import Chained, dot_of, form_named, forms_for
+from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData, addend_offset, bits_of, describe
 from qcompiler.backends.llvm.launch import Address, Argument, Data, Launch, Nothing
 from qcompiler.backends.llvm.reach import Loop, Reach, reach
 from qcompiler.backends.llvm.target import Target
@@ -39,16 +39,24 @@ class ConvShape:
     x_strides: tuple[int, ...]
     out_strides: tuple[int, ...]
     residual_strides: tuple[int, ...] | None
+    bits: int = 8
+    """Of the elements of x."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of x."""
+        return self.bits // 8
 
     @property
     def first(self) -> int:
         """Bytes from element 0 of x to the first element of the first window."""
         return -self.op.pads[0][0] * self.x_strides[1] - self.op.pads[1][0] * self.x_strides[2]
 
-    @property
-    def depthwise(self) -> bool:
-        """Whether every channel has its own kernel and result."""
-        return self.op.groups == self.x[3] == self.w[0] and self.op.groups > 1
+
+def is_depthwise(v: Value) -> bool:
+    """Whether every channel of the convolution `v` has its own kernel and result."""
+    assert isinstance(v.op, IntConv)
+    return v.op.groups == v.inputs[0].shape[3] == v.shape[3] and v.op.groups > 1
 
 
 def conv_shape(run: Run) -> ConvShape:
@@ -56,16 +64,18 @@ def conv_shape(run: Run) -> ConvShape:
     v = run.step.producer
     assert isinstance(v.op, IntConv)
     residual = run.operands[-1].strides if run.step.residual is not None else None
-    return ConvShape(v.op, v.inputs[0].shape, v.inputs[1].shape, v.shape, run.operands[0].strides, run.result.strides, residual)
+    x, strides = v.inputs[0], (run.operands[0].strides, run.result.strides, residual)
+    return ConvShape(v.op, x.shape, v.inputs[1].shape, v.shape, *strides, bits_of(x))
 
 
 def corrected_bias(v: Value, target: Target) -> NDArray[np.int64]:
-    """The bias as the kernel wants it: less 128 * sum(w) where the dot product is of x + 128; wraps modulo 2^32."""
+    """The bias as the kernel wants it: less 128 * sum(w) where the dot product is of x + 128, of 8 bits; wraps modulo 2^32."""
     w, b = (const_data(i) for i in v.inputs[1:3])
     assert w is not None
     assert b is not None
     sums = w.astype(np.int64).reshape(w.shape[0], -1).sum(1)
-    return np.asarray(b.astype(np.int64) - dot_of(target).offset * sums)
+    offset = dot_of(target).offset if bits_of(v.inputs[0]) == 8 else 0
+    return np.asarray(b.astype(np.int64) - offset * sums)
 
 
 def epilogue_of(run: Run, target: Target) -> tuple[Epilogue, EpilogueData]:
@@ -85,7 +95,7 @@ def plan_conv(run: Run, target: Target) -> Iterable[Launch]:
     shape = conv_shape(run)
     epilogue, data = epilogue_of(run, target)
     w = _in_runs(shape, run.step.producer)
-    narrow = run.scratch is None and nibbles.fit(w)
+    narrow = _narrow(run, shape, w)
     config = conv_config(shape, epilogue, target, w, narrow)
     if isinstance(config.dot, Chained):
         found = chained(w, config, target)
@@ -102,12 +112,17 @@ def plan_conv(run: Run, target: Target) -> Iterable[Launch]:
     yield Launch(emit_conv, config, PARAMETERS, given, run.step.result.name, _reach(config, shape, given))
 
 
+def _narrow(run: Run, shape: ConvShape, w: NDArray[np.int8]) -> bool:
+    """Whether weights may lie two in a byte."""
+    return run.scratch is None and shape.bits == 8 and nibbles.fit(w)
+
+
 def _reach(config: ConvConfig, shape: ConvShape, given: Sequence[Argument]) -> Reach | None:
     """What is read to be multiplied by zero, behind a run, does not count."""
     loops = loops_of(config)
     if loops is None or not isinstance(given[2], Data):
         return None
-    window = sum((n - 1) * step for n, step in config.runs) + _run_bytes(shape)
+    window = sum((n - 1) * step for n, step in config.runs) + _run_length(shape) * shape.itemsize
     return walked(loops, config, window, given)
 
 
@@ -148,7 +163,7 @@ def pack_constants(data: EpilogueData, config: ConvConfig, target: Target) -> by
 
 
 def conv_config(shape: ConvShape, epilogue: Epilogue, target: Target, w: NDArray[np.int8], narrow: bool = False) -> ConvConfig:
-    """The kernel's configuration for weights [O, number of runs, bytes of a run]: the form that promises to be fastest, its tiles from the
+    """The kernel's configuration for weights [O, number of runs, elements of a run]: the form that promises to be fastest, its tiles from the
     target's table where that has the problem, else by the same promise.
 
     `narrow`: weights may be nibbles; they are where channels fill two registers."""
@@ -157,7 +172,7 @@ def conv_config(shape: ConvShape, epilogue: Epilogue, target: Target, w: NDArray
     images, rows, columns = _flattened(shape.out[:3], steps)
     width = shape.out[2] if columns == shape.out[1] * shape.out[2] and shape.out[1] > 1 else 0
     packed = narrow and channels > target.lanes
-    form, best = _problem((rows, columns), channels, target, w, packed)
+    form, best = _problem((rows, columns), channels, target, w, packed, shape.bits)
     x, out, *residual = steps
     other = residual[0] if residual else None
     runs = _runs(shape)
@@ -165,43 +180,44 @@ def conv_config(shape: ConvShape, epilogue: Epilogue, target: Target, w: NDArray
     return ConvConfig(images, rows, columns, channels, shape.op.groups, runs, best.run, x, out, other, form, segments, epilogue, packed, width)
 
 
-def _problem(pixels: tuple[int, int], channels: int, target: Target, w: NDArray[np.int8], packed: bool) -> tuple[str, Problem]:
+def _problem(pixels: tuple[int, int], channels: int, target: Target, w: NDArray[np.int8], packed: bool, bits: int) -> tuple[str, Problem]:
     """The form of dot products with the least cycles, and what its tiles are chosen by."""
 
     def problem(form: str) -> Problem:
-        dot = expected_dot(w, FORMS[form])
-        run = -(-w.shape[2] // dot.group)
+        dot = expected_dot(w, form_named(form))
+        run = -(-w.shape[2] // dot.elements)
         return Problem(target, *pixels, channels, w.shape[1] * run, run, dot, packed)
 
-    found = [(form, p) for form in dense_forms(target) for p in (problem(form),)]
+    found = [(form, p) for form in forms_for(target, bits) for p in (problem(form),)]
     return min(found, key=lambda f: cycles(f[1], choose_segments(f[1])))
 
 
 def problem_of(run: Run, target: Target) -> Problem | None:
     """What the tiles of a step are chosen by; None where it is no dense convolution."""
     v = run.step.producer
-    if not isinstance(v.op, IntConv) or (shape := conv_shape(run)).depthwise:
+    if not isinstance(v.op, IntConv) or is_depthwise(v):
         return None
+    shape = conv_shape(run)
     epilogue, _ = epilogue_of(run, target)
     w = _in_runs(shape, v)
     channels = shape.w[0] // shape.op.groups
     _, *pixels = _flattened(shape.out[:3], _steps(shape, channels, epilogue))
-    packed = run.scratch is None and nibbles.fit(w) and channels > target.lanes
-    return _problem((pixels[0], pixels[1]), channels, target, w, packed)[1]
+    packed = _narrow(run, shape, w) and channels > target.lanes
+    return _problem((pixels[0], pixels[1]), channels, target, w, packed, shape.bits)[1]
 
 
 def _in_runs(shape: ConvShape, v: Value) -> NDArray[np.int8]:
-    """Weights as [O, number of runs, bytes of a run]."""
+    """Weights as [O, number of runs, elements of a run]."""
     w = const_data(v.inputs[1])
     assert w is not None
-    return w.astype(np.int8).reshape(w.shape[0], -1, _run_bytes(shape))
+    return w.astype(np.int8).reshape(w.shape[0], -1, _run_length(shape))
 
 
 def _steps(shape: ConvShape, channels: int, epilogue: Epilogue) -> list[Steps]:
     """Steps of x, the result and perhaps the residual from one output position to the next."""
     n, h, w, _ = shape.x_strides
     sh, sw = shape.op.strides
-    found = [Steps(n, h * sh, w * sw, shape.w[3])]
+    found = [Steps(n, h * sh, w * sw, shape.w[3] * shape.itemsize)]
     others = ((shape.out_strides, epilogue.itemsize), (shape.residual_strides, epilogue.residual_bits // 8))
     return found + [Steps(s[0], s[1], s[2], channels * size) for s, size in others if s is not None]
 
@@ -218,10 +234,10 @@ def _flattened(size: tuple[int, ...], steps: list[Steps]) -> tuple[int, int, int
 
 def _adjacent(shape: ConvShape) -> bool:
     """Whether the pixels of a window's row are consecutive bytes."""
-    return shape.op.groups == 1 and shape.op.dilations[1] == 1 and shape.x_strides[2] == shape.x[3]
+    return shape.op.groups == 1 and shape.op.dilations[1] == 1 and shape.x_strides[2] == shape.x[3] * shape.itemsize
 
 
-def _run_bytes(shape: ConvShape) -> int:
+def _run_length(shape: ConvShape) -> int:
     return shape.w[2] * shape.w[3] if _adjacent(shape) else shape.w[3]
 
 

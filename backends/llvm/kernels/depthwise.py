@@ -1,7 +1,7 @@
 """Depthwise convolution: every channel has its own kernel, so lanes are channels and K is the taps of the window.
 
-Taps are taken in groups of up to four: the registers of four taps are interleaved so that each 32-bit lane holds the four bytes
-of its channel, and one dot product per register adds four taps. A group is a set of positions relative to the output
+Taps are taken in groups of up to four, of 16-bit channels two: their registers are interleaved so that each 32-bit lane holds the four bytes
+of its channel, and one dot product per register adds the taps of a group. A group is a set of positions relative to the output
 pixel; neighbouring pixels that need the same bytes share the interleaved registers: with groups along columns of the window a tile of pixels in
 a row reuses nearly all of them. Which grouping and how many pixels: whatever takes the fewest instructions.
 
@@ -17,12 +17,13 @@ from functools import cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.backends.llvm.dot import GROUP, XOperand, dot_of
+from qcompiler.backends.llvm.dot import Dot, XOperand, form_named, forms_for
 from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val
 from qcompiler.backends.llvm.epilogue import Epilogue, Sources, load_pixels, store_pixels
 from qcompiler.backends.llvm.order import wide_order
 from qcompiler.backends.llvm.split import Shared, grid, joint, most_balanced
 from qcompiler.backends.llvm.target import Target
+from qcompiler.backends.llvm.words import from_memory
 
 from .conv import Operands, Steps, plus, tile_start
 
@@ -30,6 +31,8 @@ Tap = tuple[int, int]
 Grouping = tuple[tuple[Tap, ...], ...]
 COUNT = 4
 """Registers of int32 per register of channels."""
+MOST_TAPS = 4
+"""In a group."""
 MAX_TAPS = 49
 """Larger windows loop over their rows."""
 EPILOGUE_COST = 20
@@ -56,6 +59,22 @@ class DepthwiseConfig:
     epilogue: Epilogue
     signed: bool = True
     """False: the dot products are of x + 128."""
+    bits: int = 8
+    """Of the elements of x."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of x."""
+        return self.bits // 8
+
+    @property
+    def group(self) -> int:
+        """Taps of a group."""
+        return MOST_TAPS // self.itemsize
+
+    def dot(self, target: Target) -> Dot:
+        """The form of the dot product."""
+        return form_named(forms_for(target, self.bits)[0])
 
 
 def widths(channels: int, target: Target) -> Iterator[tuple[int, int, int]]:
@@ -69,7 +88,7 @@ def widths(channels: int, target: Target) -> Iterator[tuple[int, int, int]]:
 
 
 def pack_weights(w: NDArray[np.int8], config: DepthwiseConfig, target: Target) -> bytes:
-    """w [C, kh, kw] as [block][window row][group][register][lane][4]."""
+    """w [C, kh, kw] as [block][window row][group][register][lane][taps of a group]."""
     return b"".join(_packed(w[start : start + n], config, target.narrowed(bits)) for start, n, bits in widths(config.channels, target))
 
 
@@ -77,33 +96,33 @@ def _packed(w: NDArray[np.int8], config: DepthwiseConfig, target: Target) -> byt
     size = target.vector_bytes
     quads = tap_groups(np.pad(w, ((0, -w.shape[0] % size), (0, 0), (0, 0))), config)
     blocks = quads.reshape(*quads.shape[:3], -1, size)[..., wide_order(target, 32, COUNT)]
-    lanes = blocks.transpose(3, 0, 1, 4, 2).reshape(blocks.shape[3], config.window_rows, len(config.groups), COUNT, target.lanes, GROUP)
-    return dot_of(target).pack(np.ascontiguousarray(lanes)).tobytes()
+    lanes = blocks.transpose(3, 0, 1, 4, 2).reshape(blocks.shape[3], config.window_rows, len(config.groups), COUNT, target.lanes, config.group)
+    return config.dot(target).pack(np.ascontiguousarray(lanes)).tobytes()
 
 
 def tap_groups(w: NDArray[np.int8], config: DepthwiseConfig) -> NDArray[np.int8]:
-    """w [C, kh, kw] as [window row, group, 4, C]."""
+    """w [C, kh, kw] as [window row, group, taps of a group, C]."""
     zeros = np.zeros_like(w[:, 0, 0])
     rows = [[[w[:, i + r, j] for i, j in g] for g in config.groups] for r in range(config.window_rows)]
-    return np.array([[[*g, *[zeros] * (GROUP - len(g))] for g in groups] for groups in rows])
+    return np.array([[[*g, *[zeros] * (config.group - len(g))] for g in groups] for groups in rows])
 
 
 # --- choice ----------------------------------------------------------------------------------------------------------
 
 
 @cache
-def choose(kernel: tuple[int, int], columns: int, step: int, dilation: int, registers: int) -> tuple[Grouping, int]:
+def choose(kernel: tuple[int, int], columns: int, step: int, dilation: int, registers: int, group: int = MOST_TAPS) -> tuple[Grouping, int]:
     """The grouping of a window's taps and the number of pixels with the fewest instructions; `step` is the stride in a row."""
     most = max(1, (registers - 6) // COUNT)
-    options = ((g, n) for g in groupings(*kernel) for n in range(1, min(columns, most) + 1))
+    options = ((g, n) for g in groupings(*kernel, group) for n in range(1, min(columns, most) + 1))
     return min(options, key=lambda o: _cost(o[0], o[1], columns, step, dilation))
 
 
-def groupings(rows: int, columns: int) -> Iterator[Grouping]:
-    """Taps in groups of up to four: along columns, along rows, or in row-major order across the window."""
+def groupings(rows: int, columns: int, group: int) -> Iterator[Grouping]:
+    """Taps in groups of up to `group`: along columns, along rows, or in row-major order across the window."""
     taps = [(i, j) for i in range(rows) for j in range(columns)]
     for lines in ([taps[j::columns] for j in range(columns)], [taps[i * columns : (i + 1) * columns] for i in range(rows)], [taps]):
-        yield tuple(tuple(line[n : n + GROUP]) for line in lines for n in range(0, len(line), GROUP))
+        yield tuple(tuple(line[n : n + group]) for line in lines for n in range(0, len(line), group))
 
 
 def _cost(groups: Grouping, pixels: int, columns: int, step: int, dilation: int) -> float:
@@ -127,7 +146,7 @@ def emit_depthwise(k: Kernel, config: DepthwiseConfig) -> None:
             channel = b * size
             residual = at.residual + plus(channel, start) * (config.epilogue.residual_bits // 8)
             here = Operands(
-                at.x + start + channel + n * config.x.image,
+                at.x + plus(channel, start) * config.itemsize + n * config.x.image,
                 residual + n * config.residual.image if config.residual else residual,
                 at.weights + b * weights,
                 at.constants + b * constants,
@@ -156,13 +175,18 @@ def _sizes(config: DepthwiseConfig, channels: int, target: Target) -> tuple[int,
 
 
 def _block_sizes(config: DepthwiseConfig, target: Target) -> tuple[int, int]:
-    weights = config.window_rows * len(config.groups) * COUNT * target.vector_bytes
+    weights = config.window_rows * len(config.groups) * _group_bytes(config, target)
     return weights, config.epilogue.block_bytes(target, COUNT)
+
+
+def _group_bytes(config: DepthwiseConfig, target: Target) -> int:
+    """Bytes of the weights of one group of taps."""
+    return COUNT * target.vector_bytes // config.itemsize
 
 
 def _emit_tile(k: Kernel, config: DepthwiseConfig, nbytes: int, at: Operands, row: Index | int, column: Index | int) -> None:
     x = config.x.at(at.x, row, column)
-    size = len(config.groups) * COUNT * k.target.vector_bytes
+    size = len(config.groups) * _group_bytes(config, k.target)
     first = config.epilogue.initial(k, at.constants, COUNT)
     with k.loop(config.window_rows, [first] * config.tile) as (r, acc):
         acc[:] = _window(k, config, x + r * config.tap[0], at.weights + r * size, acc)
@@ -181,16 +205,21 @@ def _residual(k: Kernel, config: DepthwiseConfig, at: Operands, row: Index | int
 
 def _window(k: Kernel, config: DepthwiseConfig, x: Ptr, weights: Ptr, acc: Sequence[Val]) -> list[Val]:
     """The accumulators of a tile after all groups, in the order of the columns that they read."""
-    dot, size, found = dot_of(k.target), COUNT * k.target.vector_bytes, list(acc)
+    dot, size, found = config.dot(k.target), _group_bytes(config, k.target), list(acc)
     operands = dict[tuple[int, ...], list[XOperand]]()
     for _, offsets, g, p in sorted(_uses(config)):
         if offsets not in operands:
-            taps = [k.load(x + o, 8) for o in offsets]
-            operands[offsets] = dot.interleave(k, [*taps, *[taps[-1]] * (GROUP - len(taps))], config.signed)
-        w = k.load(weights + g * size, 8, COUNT)
+            taps = [_channels(k, config, x + o) for o in offsets]
+            operands[offsets] = dot.interleave(k, [*taps, *[taps[-1]] * (config.group - len(taps))], config.signed)
+        w = dot.load(k, weights + g * size, COUNT)
         lanes = zip(found[p].regs, operands[offsets], w.regs)
         found[p] = Val(k, tuple(dot.dot(k, a, o, r) for a, o, r in lanes), 32)
     return found
+
+
+def _channels(k: Kernel, config: DepthwiseConfig, p: Ptr) -> Val:
+    """The channels of a block at `p`: a register, or two of 16 bits in the order that `sext` gives them."""
+    return k.load(p, 8) if config.bits == 8 else from_memory(k, k.load(p, 16, 2), COUNT)
 
 
 def _uses(config: DepthwiseConfig) -> Iterator[tuple[int, tuple[int, ...], int, int]]:

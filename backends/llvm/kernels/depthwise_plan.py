@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.backends.llvm.chains import all_unsigned
-from qcompiler.backends.llvm.dot import GROUP, Chained, dot_of
+from qcompiler.backends.llvm.dot import GROUP, Chained
 from qcompiler.backends.llvm.epilogue import Epilogue, EpilogueData
 from qcompiler.backends.llvm.launch import Argument, Data, Launch
 from qcompiler.backends.llvm.reach import Loop, Reach
@@ -19,7 +19,7 @@ from qcompiler.passes.plan_memory import Run
 
 from .conv import PARAMETERS, Steps
 from .conv_plan import ConvShape, arguments, conv_shape, epilogue_of, walked
-from .depthwise import COUNT, MAX_TAPS, DepthwiseConfig, choose, emit_depthwise, pack_weights, split_axis, tap_groups, widths
+from .depthwise import COUNT, MAX_TAPS, MOST_TAPS, DepthwiseConfig, choose, emit_depthwise, pack_weights, split_axis, tap_groups, widths
 
 
 def plan_depthwise(run: Run, target: Target) -> Iterable[Launch]:
@@ -43,13 +43,13 @@ def _reach(config: DepthwiseConfig, target: Target, given: Sequence[Argument]) -
         return None
     below, right = config.tap
     taps = max(i * below + j * right for group in config.groups for i, j in group)
-    window = taps + (config.window_rows - 1) * below + config.channels
+    window = taps + (config.window_rows - 1) * below + config.channels * config.itemsize
     return walked([Loop(config.rows, 1, config.rows)], config, window, given)
 
 
 def _unsigned(w: NDArray[np.int8], config: DepthwiseConfig, target: Target) -> bool:
     """Whether the weights [C, kh, kw] allow products with x + 128, which need no sign."""
-    dot = dot_of(target)
+    dot = config.dot(target)
     return isinstance(dot, Chained) and all_unsigned(tap_groups(w, config).transpose(3, 0, 1, 2).reshape(len(w), -1, GROUP), dot)
 
 
@@ -62,7 +62,7 @@ def depthwise_config(shape: ConvShape, epilogue: Epilogue, target: Target) -> De
     (n, h, w, _), (dh, dw), (sh, sw) = shape.x_strides, shape.op.dilations, shape.op.strides
     kh, kw = shape.w[1:3]
     looped = kh * kw > MAX_TAPS
-    groups, tile = choose((1 if looped else kh, kw), shape.out[2], sw, dw, target.registers)
+    groups, tile = choose((1 if looped else kh, kw), shape.out[2], sw, dw, target.registers, MOST_TAPS // shape.itemsize)
     o, r = shape.out_strides, shape.residual_strides
     return DepthwiseConfig(
         shape.out[0],
@@ -77,4 +77,5 @@ def depthwise_config(shape: ConvShape, epilogue: Epilogue, target: Target) -> De
         Steps(o[0], o[1], o[2]),
         Steps(r[0], r[1], r[2]) if r else None,
         epilogue,
+        bits=shape.bits,
     )

@@ -134,6 +134,8 @@ class SumPoolConfig:
     spaces: tuple[Space, Space]
     epilogue: Epilogue
     per_position: bool
+    bits: int = 8
+    """Width of the elements of x."""
 
 
 def plan_sum_pool(run: Run, target: Target) -> Iterable[Launch]:
@@ -156,6 +158,7 @@ def plan_sum_pool(run: Run, target: Target) -> Iterable[Launch]:
         (x.space, y.space),
         epilogue,
         per_position,
+        x.bits,
     )
     source = Address.of(x.layout, -op.pads[0][0] * h - op.pads[1][0] * w)
     arguments = (source, y.argument, Data(constants), Data(data.tables) if data.tables else Nothing())
@@ -185,7 +188,7 @@ def emit_sum_pool(k: Kernel, c: SumPoolConfig) -> None:
     with walk(k, c.shape, (c.x, c.y, steps), [x, y, constants]) as ((window, out, here), _):
 
         def body(start: Index | int, nbytes: int, block: Ptr) -> None:
-            acc = c.epilogue.initial(k, block, 4) + sum_window(k, c.taps, window + start, nbytes, c.spaces[0])
+            acc = c.epilogue.initial(k, block, 4) + sum_window(k, c.taps, window + start * (c.bits // 8), nbytes, c.spaces[0], c.bits)
             result = c.epilogue.apply(k, acc, block, 4, Sources(tables=tables))
             store_row(k, out + start * c.epilogue.itemsize, result, nbytes, c.spaces[1])
 

@@ -87,7 +87,7 @@ def scratch_of(target: Target) -> Callable[[Step], int]:
     return scratch
 
 
-NARROW = (IntConv, IntMul, IntMatMul, IntSumPool, IntResize, IntSoftmax, Lookup)
+NARROW = (IntMul, IntMatMul, IntResize, IntSoftmax, Lookup)
 """What takes operands of 8 bits alone."""
 
 
@@ -109,8 +109,7 @@ def plan(action: Action, target: Target) -> Iterable[Launch]:
 
 def _too_wide(v: Value) -> str | None:
     """What is wrong with an operand of 16 bits, if anything."""
-    multiplied = v.inputs[:3] if isinstance(v.op, IntConv) else v.inputs
-    wide = [x for x in multiplied if x.type.dtype is DType.i16 and not isinstance(x.op, Const)]
+    wide = [x for x in v.inputs if x.type.dtype is DType.i16 and not isinstance(x.op, Const)]
     if not wide or not isinstance(v.op, NARROW):
         return None
     return f"{type(v.op).__name__} '{v.name}' expects operands of 8 bits, found '{wide[0].name}' of 16; requantize it first"

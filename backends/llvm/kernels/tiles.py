@@ -134,7 +134,7 @@ def _tile_instructions(p: Problem, s: Segment) -> float:
     """Of a tile on Arm, where registers of weights are loaded in pairs."""
     dot, pixels = p.dot, s.rows * s.columns
     operands, registers = -(-pixels // dot.pixels), s.count * dot.spread
-    unpacked = registers * nibbles.unpacking(dot) if p.nibbles else 0.0
+    unpacked = registers * (nibbles.unpacking(dot) if p.nibbles else dot.widening)
     walking = TABLE if isinstance(dot, Chained) else 4.0 / s.unroll
     group = operands * (registers * dot.steps + dot.prepare + 1 / min(dot.wide, s.unroll)) + registers / 2 + unpacked + walking
     finish = pixels * (s.count * dot.finishing + STORE) + -(-pixels // (4 // s.count)) * FINISH
@@ -153,8 +153,8 @@ def _group_cycles(p: Problem, s: Segment) -> float:
     dot, target, pixels = p.dot, p.target, s.rows * s.columns
     dots, loads = pixels * s.count, pixels + s.count
     multiplies = 1.0 if target.vector_bits == 512 else 2.0
-    unpacked = s.count * nibbles.unpacking(dot) if p.nibbles else 0.0
+    unpacked = s.count * (nibbles.unpacking(dot) if p.nibbles else dot.widening)
     instructions = dots * dot.steps + pixels * dot.prepare + loads + unpacked + 2.0 / s.unroll
-    weights = s.count * target.vector_bytes // (2 if p.nibbles else 1)
+    weights = s.count * target.vector_bytes // (2 if p.nibbles else dot.itemsize)
     streamed = weights / SECOND_LEVEL if weights * p.depth > FIRST_LEVEL else 0.0
     return max(dots * dot.multiplies / multiplies, loads / 2, instructions / WIDTH, LATENCY / s.chains, streamed)

@@ -27,6 +27,7 @@ from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr
 from qcompiler.backends.llvm.target import Target
 from qcompiler.ir.integer import IntConv
 from qcompiler.ir.ops import const_data
+from qcompiler.ir.types import DType
 from qcompiler.passes.partition import Step
 from qcompiler.passes.weight_grid import GROUP as MULTIPLE
 
@@ -112,7 +113,7 @@ def _lines(size: int) -> int:
 def unpacks_before(step: Step, target: Target) -> bool:
     """Whether a convolution's nibbles are taken apart in working memory."""
     v, dot = step.producer, dot_of(target)
-    if not isinstance(v.op, IntConv) or v.op.groups > 1 or (w := const_data(v.inputs[1])) is None:
+    if not isinstance(v.op, IntConv) or v.op.groups > 1 or v.inputs[0].type.dtype is DType.i16 or (w := const_data(v.inputs[1])) is None:
         return False
     if not nibbles.fit(w):
         return nibbles.fit_multiples(w)

@@ -21,12 +21,12 @@ from qcompiler.ir.integer import Clamp, IntConv, IntSum, Lookup, Requantize
 from qcompiler.ir.ops import Input, constant
 from qcompiler.ir.types import Quantization, quantized
 from qcompiler.numerics.requantize import multiplier
-from qcompiler.passes.layouts import ARENA, Layout, dense_strides
+from qcompiler.passes.layouts import ARENA, Layout, dense_strides, itemsize
 from qcompiler.passes.partition import Step
 from qcompiler.passes.placement import needed_halo
 from qcompiler.passes.plan_memory import Run
 
-Array = NDArray[np.int8]
+Array = NDArray[np.int8] | NDArray[np.int16]
 SLACK = 64
 GUARD = 0x5A
 
@@ -44,9 +44,16 @@ class Case:
     groups: int = 1
     after: tuple[str, ...] = ()
     gap: int = 0
-    """Bytes between pixels of all operands, as if they were part of a concatenation."""
+    """Elements between pixels of all operands, as if they were part of a concatenation."""
     reach: int = 127
     """The greatest weight."""
+    bits: int = 8
+    """Of what is convolved."""
+
+    @property
+    def quant(self) -> Quantization:
+        """That of what is convolved."""
+        return Quantization.per_tensor(0.05, -7) if self.bits == 8 else Quantization.per_tensor(0.0002, 0, self.bits)
 
 
 def quantized_input(shape: tuple[int, ...], zero: int, name: str) -> Value:
@@ -61,12 +68,12 @@ def requantized(acc: Value, real: NDArray[np.float64], zero: int, lo: int = -128
 
 
 def build(case: Case, rng: np.random.Generator) -> Step:
-    x = quantized_input(case.x, -7, "x")
+    x = Value(Input(quantized(case.x, case.quant)), (), quantized(case.x, case.quant), "x")
     w = rng.integers(-case.reach, case.reach + 1, (case.channels, *case.kernel, case.x[3] // case.groups)).astype(np.int8)
     bias = rng.integers(-5000, 5000, case.channels).astype(np.int32)
     op = IntConv(case.strides, case.pads, case.dilations, case.groups)
     acc = apply(op, x, constant(w, "w"), constant(bias, "b"), name="acc")
-    spread = 60.0 / (74 * 74 * np.sqrt(w[0].size))
+    spread = 60.0 / (74 * 74 * np.sqrt(w[0].size)) * 2.0 ** (8 - case.bits)
     real = spread * rng.uniform(0.3, 2.0, case.channels)
     if "left" in case.after:
         real[0] = 3.0
@@ -111,10 +118,10 @@ class Memory:
     def place(self, v: Value, halo: tuple[int, int, int, int], gap: int) -> Layout:
         n, h, w, c = v.shape
         top, bottom, left, right = halo
-        grown = (n, top + h + bottom, left + w + right, c + gap)
-        strides = dense_strides(grown, 1)
+        grown, size = (n, top + h + bottom, left + w + right, c + gap), itemsize(v.type)
+        strides = dense_strides(grown, size)
         layout = Layout(ARENA, self.size, strides).moved((0, top, left, 0))
-        self.size += int(np.prod(grown)) + SLACK + 64
+        self.size += -(-int(np.prod(grown)) * size // 2) * 2 + SLACK + 64
         return layout
 
     def scratch(self, size: int) -> Layout | None:
@@ -132,14 +139,17 @@ class Memory:
 
     def view(
         self, memory: NDArray[np.uint8], layout: Layout, shape: Sequence[int], halo: tuple[int, int, int, int] = (0, 0, 0, 0)
-    ) -> NDArray[np.uint8]:
+    ) -> NDArray[np.uint8] | NDArray[np.int16]:
         top, bottom, left, right = halo
         n, h, w, c = shape
         start = layout.moved((0, -top, -left, 0)).offset
-        return np.lib.stride_tricks.as_strided(memory[start:], (n, h + top + bottom, w + left + right, c), layout.strides)
+        found = memory[start:] if layout.strides[3] == 1 else memory[start:].view(np.int16)
+        return np.lib.stride_tricks.as_strided(found, (n, h + top + bottom, w + left + right, c), layout.strides)
 
 
-def stored(target: Target, q: NDArray[np.int8]) -> NDArray[np.uint8]:
+def stored(target: Target, q: NDArray[np.int8] | NDArray[np.int16]) -> NDArray[np.uint8] | NDArray[np.int16]:
+    if q.dtype == np.int16:
+        return q
     return (q.astype(np.int16) + target.storage_offset).astype(np.uint8)
 
 
@@ -171,14 +181,24 @@ def prepare(case: Case, target: Target, seed: int = 0) -> tuple[Step, Prepared]:
     result = memory.place(step.result, (0, 1, 1, 1), case.gap)
     run = Run(step, tuple(layouts), result, memory.scratch(scratch_of(target)(step)))
     launches = list(plan_convolution(run, target))
-    feeds = {v.name: rng.integers(-128, 128, v.shape).astype(np.int8) for v in step.operands}
+    feeds = {v.name: drawn(v, rng) for v in step.operands}
     arena = memory.fresh()
-    memory.view(arena, layouts[0], x.shape, halo)[:] = stored(target, np.array(-7, np.int8))
+    memory.view(arena, layouts[0], x.shape, halo)[:] = stored(target, np.array(case.quant.zero_point[0], x.type.dtype.numpy))
     for v, layout in zip(step.operands, layouts):
         memory.view(arena, layout, v.shape)[:] = stored(target, feeds[v.name])
     keep: list[object] = []
     calls = [(_function(launch, target), [_address(a, arena, keep) for a in launch.arguments]) for launch in launches]
     return step, Prepared(launches, run, memory, arena, feeds, calls, keep)
+
+
+def drawn(v: Value, rng: np.random.Generator) -> Array:
+    """Anything that the type of `v` holds, its ends among it."""
+    quant = v.type.quant
+    assert quant is not None
+    data = rng.integers(quant.qmin, quant.qmax + 1, v.shape)
+    if quant.bits > 8:
+        data = np.where(rng.random(v.shape) < 0.3, rng.choice([quant.qmin, quant.qmax], v.shape), data)
+    return data.astype(v.type.dtype.numpy)
 
 
 def _function(launch: Launch, target: Target) -> object:

@@ -50,6 +50,17 @@ DENSE = {
     "6 bits: 3x3 20-24": Case((1, 5, 6, 20), 24, (3, 3), pads=SAME, reach=31),
     "2 bits: 1x1 64-80 strided": Case((1, 7, 8, 64), 80, strides=(2, 2), reach=1, after=("bounds",)),
     "groups of 17": Case((1, 3, 4, 34), 66, groups=2),
+    "16 bits: dense 1-1": Case((1, 1, 1, 1), 1, bits=16),
+    "16 bits: dense 101-10": Case((1, 1, 1, 101), 10, bits=16),
+    "16 bits: dense 1000-70 lookup": Case((1, 1, 1, 1000), 70, after=("lookup",), reach=60, bits=16),
+    "16 bits: dense rows 5x18-33 gap": Case((1, 1, 5, 18), 33, gap=3, bits=16),
+    "16 bits: 1x1 strided in two images": Case((2, 7, 8, 5), 33, strides=(2, 2), after=("bounds",), bits=16),
+    "16 bits: 3x3 5-34 add": Case((1, 5, 6, 5), 34, (3, 3), pads=SAME, after=("add",), bits=16),
+    "16 bits: 3x3 16-64 of 4 bits": Case((1, 6, 6, 16), 64, (3, 3), pads=SAME, reach=7, bits=16),
+    "16 bits: 3x3 dilated": Case((1, 9, 9, 17), 10, (3, 3), pads=WIDE, dilations=(2, 2), bits=16),
+    "16 bits: 7x7 3-10 strided": Case((1, 15, 15, 3), 10, (7, 7), (2, 2), pads=((3, 3), (3, 3)), bits=16),
+    "16 bits: groups of 17": Case((1, 3, 4, 34), 66, groups=2, bits=16),
+    "14 bits: 3x3 200-20": Case((1, 4, 4, 200), 20, (3, 3), pads=SAME, bits=14),
 }
 DEPTHWISE = {
     "3x3 16": Case((1, 5, 7, 16), 16, (3, 3), pads=SAME, groups=16),
@@ -63,6 +74,12 @@ DEPTHWISE = {
     "1x1 33": Case((1, 3, 3, 33), 33, groups=33, after=("lookup",)),
     "9x9 8": Case((1, 12, 12, 8), 8, (9, 9), pads=((4, 4), (4, 4)), groups=8),
     "10x4 strided 17": Case((1, 25, 11, 17), 17, (10, 4), (2, 2), pads=((4, 5), (1, 1)), groups=17),
+    "16 bits: 3x3 16": Case((1, 5, 7, 16), 16, (3, 3), pads=SAME, groups=16, bits=16),
+    "16 bits: 3x3 strided 100 add": Case((1, 7, 9, 100), 100, (3, 3), (2, 2), pads=SAME, groups=100, after=("add",), bits=16),
+    "16 bits: 5x5 5 images": Case((2, 6, 11, 5), 5, (5, 5), pads=WIDE, groups=5, after=("bounds",), bits=16),
+    "16 bits: dilated 24 gap": Case((1, 9, 9, 24), 24, (3, 3), pads=WIDE, dilations=(2, 2), groups=24, gap=5, bits=16),
+    "16 bits: 1x1 33": Case((1, 3, 3, 33), 33, groups=33, after=("lookup",), bits=16),
+    "16 bits: 9x9 70": Case((1, 12, 12, 70), 70, (9, 9), pads=((4, 4), (4, 4)), groups=70, reach=90, bits=16),
 }
 CASES = {**{f"dense: {n}": c for n, c in DENSE.items()}, **{f"depthwise: {n}": c for n, c in DEPTHWISE.items()}}
 MACHINES = {n: t if t.runs_here else t.generic() for n, t in TARGETS.items()}

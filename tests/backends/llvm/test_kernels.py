@@ -23,7 +23,7 @@ from qcompiler.passes.prove_ranges import prove_ranges
 from qcompiler.runtime import Program
 from qcompiler.runtime.executor import NativeExecutor
 
-INTEGER = ["normalizations", "normalizations_of_16_bits", "rotations", "casts", "weights_of_few_bits"]
+INTEGER = ["normalizations", "normalizations_of_16_bits", "rotations", "casts", "weights_of_few_bits", "convolutions_of_16_bits"]
 
 
 def check(graph: Graph, feeds: dict[str, np.ndarray], target: str, program: KernelProgram | None = None) -> None:

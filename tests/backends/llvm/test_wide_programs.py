@@ -14,7 +14,7 @@ from qcompiler.backends.llvm.lower import compile_object
 from qcompiler.backends.llvm.target import TARGETS
 from qcompiler.errors import ProofError, UnsupportedModel
 from qcompiler.ir.graph import Graph, Value, apply
-from qcompiler.ir.integer import IntAdd, IntSum, Lookup
+from qcompiler.ir.integer import IntAdd, IntConv, IntSum, Lookup
 from qcompiler.ir.ops import Dequantize, Input, Quantize
 from qcompiler.ir.types import Quantization, float_type, quantized
 from qcompiler.passes.partition import partition
@@ -74,6 +74,39 @@ def test_a_sum_of_sixteen_bits_that_may_overflow_is_refused() -> None:
     x, y = b.wide_input(1, 8), b.wide_input(1, 8)
     with pytest.raises(ProofError, match="may reach"):
         prove_ranges(b.graph(b.widened(b.apply(IntSum((32767, 32767, 9)), x, y, x), 1e9)))
+
+
+INSTRUCTIONS = {
+    "x86-64": ("pmaddwd", "pmaddubsw"),
+    "x86-64-avx2": ("vpmaddwd", "vpmaddubsw"),
+    "x86-64-avxvnni": ("vpdpwssd", "vpmaddwd"),
+    "x86-64-avx512vnni": ("vpdpwssd", "vpmaddwd"),
+    "arm64": ("smlal2", "sadalp"),
+    "arm64-dotprod": ("smlal2", "sdot"),
+    "arm64-i8mm": ("smlal2", "smmla"),
+}
+"""What multiplies pairs of 16-bit words on each target, and what must not be there."""
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("groups", [1, 64])
+def test_pairs_of_words_are_multiplied_by_one_instruction(name: str, groups: int) -> None:
+    b = WideBuilder()
+    code = compile_object(b.graph(b.of_words(b.clamp(b.wide_input(1, 6, 6, 64), -8192, 8191), 64, (3, 3), groups=groups)), TARGETS[name])
+    wanted, other = INSTRUCTIONS[name]
+    assert wanted in code.assembly
+    assert other not in code.assembly
+
+
+def test_a_convolution_of_16_bits_is_proven_with_what_its_operand_is_clamped_to() -> None:
+    """K = 1000 of weights of 64 in the mean."""
+    b = WideBuilder()
+    x = b.wide_input(1, 1, 1, 1000)
+    with pytest.raises(ProofError, match="may reach"):
+        prove_ranges(b.graph(b.of_words(x, 4)))
+    graph = b.graph(b.of_words(b.clamp(x, -(1 << 13), (1 << 13) - 1), 4))
+    bound = prove_ranges(graph)[next(v for v in graph.order if isinstance(v.op, IntConv))]
+    assert 1 << 28 < bound.reach < 1 << 30
 
 
 def test_operators_without_a_wide_kernel_name_their_operand() -> None:

@@ -92,3 +92,19 @@ def wide_residuals_in_the_accumulator(b):
 @wide
 def wide_dense_layers(b):
     return [b.wide_conv(stored(b, 1, 1, rows, 40), n) for rows, n in ((1, 10), (3, 100), (7, 65), (2, 3))]
+
+
+@wide
+def convolutions_of_16_bits(b):
+    """Of a pixel and of many, with borders, in groups, inside of larger pixels, to either width, with what is added."""
+    x, one = kept(b, 1, 5, 7, 10), kept(b, 1, 1, 1, 70)
+    made = [b.of_words(one, n) for n in (1, 10, 33, 70)] + [b.of_words(b.wide_input(1, 1, 3, 5), 18, wide=True)]
+    made += [b.of_words(x, n, (3, 3), pads=SAME, wide=n > 20) for n in (8, 17, 40)] + [b.of_words(x, 16, groups=2), b.of_words(x, 3, strides=(2, 2))]
+    made += [
+        b.of_words(b.channels(x, 2, 9), 12, (3, 3), pads=SAME),
+        b.of_words(b.concat(3, x, kept(b, 1, 5, 7, 3)), 20, (3, 3), pads=SAME, wide=True),
+    ]
+    made += [b.of_words(b.clamp(kept(b, 1, 4, 4, 200), -4096, 4095), 9, (3, 3)), b.lookup(b.of_words(x, 21, reach=7))]
+    made += [b.add16(b.of_words(x, 24, wide=True), kept(b, 1, 5, 7, 24)), b.narrowed(b.of_words(x, 24, wide=True), kept(b, 1, 5, 7, 24))]
+    made += [b.of_words(kept(b, 1, 5, 7, c), c, (3, 3), pads=SAME, groups=c, wide=c > 9) for c in (5, 16, 70)]
+    return [*made, *(b.of_words(x, r.shape[3], (3, 3), r, pads=SAME) for r in (stored(b, 1, 5, 7, 24), kept(b, 1, 5, 7, 6)))]

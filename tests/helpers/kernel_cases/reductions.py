@@ -112,6 +112,15 @@ def wide_pools(b):
 
 
 @wide
+def sum_pools_of_16_bits(b):
+    x, none = kept(b, 1, 9, 8, 20), ((0, 0), (0, 0))
+    pools = [IntSumPool((2, 2), (2, 2), none, (1, 1)), IntSumPool((3, 3), (2, 2), SAME, (1, 1)), IntSumPool((9, 8), (1, 1), none, (1, 1))]
+    sums = [b.apply(p, x) for p in (*pools, IntSumPool((3, 2), (1, 2), ((1, 0), (0, 1)), (2, 3)))]
+    made = [b.requantize(s, 1e5) for s in sums] + [b.widened(s, 1e5) for s in sums]
+    return [*made, b.requantize(b.apply(IntSumPool((3, 3), (1, 1), SAME, (1, 1)), b.wide_input(2, 5, 5, 70)), 1e5, shape=(5, 5, 1))]
+
+
+@wide
 def wide_reductions(b):
     x, narrow = kept(b, 2, 7, 6, 20), stored(b, 2, 7, 6, 20)
     sums = [b.reduced(x, a, keep) for a, keep in (((1, 2), True), ((1, 2), False), ((3,), True), ((0, 1, 2, 3), True), ((2,), False), ((1, 3), True))]
