@@ -4,7 +4,8 @@
 
 shrunk towards the identity where the windows are few (Ledoit & Wolf 2004, "A well-conditioned estimator for large-dimensional
 covariance matrices", with the simplest weight).
-Windows are thinned to some hundred per sample: neighbours say much the same.
+Windows are thinned to some hundred per sample: neighbours say much the same. Layers that have few to a sample, such as classifiers behind an average,
+look at more samples (`of_few_windows`): as many windows as numbers in them say nothing.
 """
 
 from __future__ import annotations
@@ -34,18 +35,27 @@ LARGEST = 2304
 
 def covariances(graph: Graph, samples: Sequence[Feeds]) -> dict[Value, Floats]:
     """[groups, K, K] of every convolution of constant weights, K = kh * kw * C/groups in the order of the weights."""
-    convs = [v for v in graph.order if isinstance(v.op, Conv) and isinstance(v.inputs[1].op, Const) and np.prod(v.inputs[1].shape[1:]) <= LARGEST]
+    convs = _convolutions(graph)
     read = list(dict.fromkeys(v.inputs[0] for v in convs if not isinstance(v.inputs[0].op, Const)))
     exported = export(graph, read)
     runner = session(exported)
     names = list(dict.fromkeys(exported.names[v] for v in read))
-    sums = {v: _Moments() for v in convs}
+    sums = {v: Moments() for v in convs}
     for feeds in samples:
         tensors = dict(zip(names, runner.run(names, dict(feeds)) if names else []))
         for v in convs:
             x = tensors[exported.names[v.inputs[0]]]
             sums[v].add(windows(v, np.transpose(x, np.argsort(exported.perms[v.inputs[0]]))))
     return {v: moments.covariance() for v, moments in sums.items() if moments.count}
+
+
+def _convolutions(graph: Graph) -> list[Value]:
+    return [v for v in graph.order if isinstance(v.op, Conv) and isinstance(v.inputs[1].op, Const) and np.prod(v.inputs[1].shape[1:]) <= LARGEST]
+
+
+def of_few_windows(graph: Graph, samples: int) -> dict[Value, Moments]:
+    """The convolutions that have fewer windows in so many samples than numbers in a window, with moments yet to be gathered."""
+    return {v: Moments() for v in _convolutions(graph) if samples * v.type.size // v.shape[3] < np.prod(v.inputs[1].shape[1:])}
 
 
 def windows(v: Value, x: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -64,7 +74,7 @@ def windows(v: Value, x: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.ascontiguousarray(grouped.reshape(op.groups, len(picked), -1), np.float32)
 
 
-class _Moments:
+class Moments:
     """Running sums of windows and their products."""
 
     def __init__(self) -> None:

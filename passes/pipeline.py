@@ -24,7 +24,7 @@ from .calibrate.choose import DEFAULT, Method, MinMax, Mse, choose
 from .calibrate.codebook import codebook
 from .clip_channels import clip_channels
 from .count_steps import count_steps
-from .covariances import covariances
+from .covariances import covariances, of_few_windows, windows
 from .equalize import equalize
 from .equalize_attention import equalize_attention
 from .given_scales import given_scales, refused_pairs, saturating_pairs
@@ -232,10 +232,20 @@ def observed(graph: Graph, preview: Batches, batches: Batches, options: Options,
 
 
 def _measured(graph: Graph, preview: Batches, batches: Batches, options: Options, progress: Callable[[int], None] | None) -> Measured:
-    statistics = calibrate(graph, batches, storage_points(graph), progress)
+    looked_at = _looked_at(graph, preview)
+    few = of_few_windows(graph, len(looked_at)) if options.second_order else {}
+
+    def gather(x: Value, data: NDArray[np.floating]) -> None:
+        for v in (u for u in graph.uses[x] if u in few and u.inputs[0] is x):
+            few[v].add(windows(v, data))
+
+    statistics = calibrate(graph, batches, storage_points(graph), progress, gather)
     means = _means(graph, statistics) if options.correct_bias else None
     levels = {v: q for v in graph.inputs for name, x in levels_of(graph, preview, options).items() if v.name == name and (q := x.quantization)}
-    return Measured(graph, statistics, means, covariances(graph, _looked_at(graph, preview)) if options.second_order else None, levels)
+    known = covariances(graph, looked_at) if options.second_order else None
+    if known is not None:
+        known |= {v: moments.covariance() for v, moments in few.items() if moments.count}
+    return Measured(graph, statistics, means, known, levels)
 
 
 def _looked_at(graph: Graph, preview: Batches) -> list[dict[str, NDArray[np.generic]]]:

@@ -86,7 +86,7 @@ def quantize_weights(
         scale = unit / residual_multipliers(unit / scale, scheme)
     grid = replace(own, scale=scale)
     flat = w.reshape(len(w), -1) / scale[:, None]
-    q = grid.nearest(flat).reshape(w.shape) if covariance is None else round_weights(w, grid, covariance, SWEEPS if bits < WIDE else 0)
+    q = grid.nearest(flat).reshape(w.shape) if covariance is None else round_weights(w, grid, covariance, SWEEPS)
     if mean is not None:
         b = b - _mean_shift(q * scale.reshape(-1, *[1] * (w.ndim - 1)) - w, mean)
     if stored_error is not None:

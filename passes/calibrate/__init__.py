@@ -24,9 +24,13 @@ __all__ = ["Statistics", "calibrate", "samples", "session", "synthetic_batches"]
 
 
 def calibrate(
-    graph: Graph, batches: Iterable[Feeds], values: Sequence[Value], progress: Callable[[int], None] | None = None
+    graph: Graph,
+    batches: Iterable[Feeds],
+    values: Sequence[Value],
+    progress: Callable[[int], None] | None = None,
+    gather: Callable[[Value, NDArray[np.floating]], None] | None = None,
 ) -> dict[Value, Statistics]:
-    """Statistics of `values` over all samples of `batches`; `progress` hears the number of samples done so far.
+    """Statistics of `values` over all samples of `batches`; `progress` hears the number of samples done so far, `gather` sees each array of each.
 
     Raises UsageError for batches that do not fit the inputs, for no batch at all, and where a value becomes NaN or infinite.
     """
@@ -38,7 +42,10 @@ def calibrate(
     for feeds in (s for batch in batches for s in samples(graph, batch)):
         tensors = dict(zip(names, runner.run(names, feeds) if names else []))
         for v in values:
-            result[v] = combine(result.get(v), _observed(v, tensors[exported.names[v]], exported))
+            x = tensors[exported.names[v]]
+            result[v] = combine(result.get(v), _observed(v, x, exported))
+            if gather is not None:
+                gather(v, np.transpose(x, np.argsort(exported.perms[v])))
         done += 1
         if progress is not None:
             progress(done)
