@@ -42,7 +42,7 @@ FRACTIONS = np.linspace(1.0, 0.4, 31)
 HALVES = np.array([1.0, 0.5, 0.25])
 """Of a power of two that reaches the greatest weight."""
 WIDE = 7
-"""From so many bits on, weights are not clipped, and rounding of second order goes over them once."""
+"""From so many bits on, weights are not clipped, and rounding of second order looks at them a second time only once."""
 RAISED = 1.25
 """A scale is reported as raised from this factor on."""
 
@@ -86,7 +86,7 @@ def quantize_weights(
         scale = unit / residual_multipliers(unit / scale, scheme)
     grid = replace(own, scale=scale)
     flat = w.reshape(len(w), -1) / scale[:, None]
-    q = grid.nearest(flat).reshape(w.shape) if covariance is None else round_weights(w, grid, covariance, SWEEPS)
+    q = grid.nearest(flat).reshape(w.shape) if covariance is None else round_weights(w, grid, covariance, SWEEPS if bits < WIDE else 1)
     if mean is not None:
         b = b - _mean_shift(q * scale.reshape(-1, *[1] * (w.ndim - 1)) - w, mean)
     if stored_error is not None:

@@ -8,7 +8,7 @@ section 3, after Hassibi & Stork 1993, "Optimal Brain Surgeon"):
 
 Inputs of large variance go first. The mean of the inputs does not matter here, since the bias takes it.
 
-Few bits are worth a second look: coordinate descent from there, each weight in turn to the best integer while all others stay, until none
+Weights are worth a second look, those of few bits several: coordinate descent from there, each weight in turn to the best integer while all others stay, until none
 moves. With d = w - q S, that is
 
     q_i <- nearest(q_i + (d H)_i / (S H_ii))
