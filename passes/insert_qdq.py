@@ -18,7 +18,7 @@ from qcompiler.ir.ops import Cast, Concat, Const, Conv, Dequantize, Input, MatMu
 from qcompiler.ir.pointwise import Add, Binary, Clip, PRelu
 from qcompiler.ir.types import DType, Quantization, TensorType, quantized
 
-from .quantize_weights import quantize_weights
+from .quantize_weights import QuantizedWeights, quantize_weights
 from .residuals import Residual, fine_quantization, fine_streams, is_exact, residuals
 from .scheme import PLAIN, Scheme
 from .storage_points import is_movement, is_stored, sharing_groups
@@ -116,6 +116,7 @@ class _Inserter:
     scheme: Scheme = PLAIN
     stored_errors: Mapping[Value, NDArray[np.floating]] | None = None
     weight_groups: bool = False
+    rounded: Mapping[Value, QuantizedWeights] | None = None
 
     def __post_init__(self) -> None:
         candidates = residuals(self.graph)
@@ -176,7 +177,7 @@ class _Inserter:
             residual = None  # added after the requantization to 16 bits
         mean, covariance = self.means.get(v.inputs[0]), self.covariances.get(v)
         error = (self.stored_errors or {}).get(v.inputs[0])
-        made = quantize_weights(
+        made = (self.rounded or {}).get(v) or quantize_weights(
             w.op.data,
             bias_data,
             xq,
@@ -264,6 +265,7 @@ def insert_qdq(
     scheme: Scheme = PLAIN,
     stored_errors: Mapping[Value, NDArray[np.floating]] | None = None,
     weight_groups: bool = False,
+    rounded: Mapping[Value, QuantizedWeights] | None = None,
 ) -> Graph:
     """The Q/DQ graph. `quantization` holds every stored value (see `share`); `means`, E[x] per channel of the last axis, corrects biases,
     and so do `stored_errors` (E[Q(x) - x]).
@@ -272,8 +274,9 @@ def insert_qdq(
     for tools that know only operators between tensors of 8 bits, and so knows no fine streams.
     `covariances` of the inputs of convolutions make rounding of second order;
     `widths` are the bits of convolutions' weights, 8 where not given; those of few bits share multipliers with `weight_groups`.
+    Layers that are in `rounded` have these.
     """
     reasons = declined if declined is not None else Declined()
     return _Inserter(
-        graph, quantization, means or {}, covariances or {}, reasons, spell_out, widths or {}, scheme, stored_errors, weight_groups
+        graph, quantization, means or {}, covariances or {}, reasons, spell_out, widths or {}, scheme, stored_errors, weight_groups, rounded
     ).run()

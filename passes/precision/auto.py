@@ -98,7 +98,8 @@ def quantize_auto(
     tell = progress or (lambda what, done, total: None)
     auto, looked_at, declined = prepare(graph, batches, options, goal, latencies, tell, saved)
     chosen = auto.run(looked_at)
-    return pipeline.quantized(auto.graph, auto.seen, replace(auto.options, plan=chosen.plan), declined), chosen
+    plan = replace(auto.options, plan=chosen.plan)
+    return pipeline.distilled(auto.graph, auto.seen, plan, declined, auto.checked, progress), chosen
 
 
 def prepare(
@@ -114,9 +115,10 @@ def prepare(
     declined = Declined()
     simple = pipeline.legal(graph, declined)
     held = HeldOut(simple, batches)
-    preview, rest = pipeline.split_off(held, pipeline.PREVIEW_SAMPLES)
-    even = pipeline.evened(simple, calibrate(simple, preview, storage_points(simple)), options, declined)
-    options = replace(options, weight_bits=8, activation_bits=8, plan=Plan())
+    options = replace(options, weight_bits=8, activation_bits=8, plan=Plan(), few_bits=True)
+    preview, rest = pipeline.split_off(held, pipeline.LOOKED_AT)
+    shown = calibrate(simple, preview[: pipeline.PREVIEW_SAMPLES], storage_points(simple))
+    even = pipeline.evened(simple, shown, options, declined)
     seen = pipeline.observed(even, preview, rest, options, lambda n: tell("calibrating", n, 0))
     if len(held.samples) < 2:
         raise UsageError(f"automatic precision needs calibration samples to hold out: expected at least {2 * EVERY}, found too few")
