@@ -9,6 +9,11 @@ the Knowledge in a Neural Network"). The grid (S, m, low, high) stays as it was 
 rounding (Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons"; Hubara et al. 2020, "AdaQuant"). Layers of 8 bits
 keep their weights; biases of all layers follow.
 
+    b = b' - (W - W_0) E[x]            b' and u are what is learned
+
+Activations are seldom negative, so that without the second term all weights of a channel would be driven alike by what is an error of the mean;
+with it a weight answers for x - E[x] alone, as in second-order rounding.
+
 Calibration data are few, so inputs are mixed, x = (1 - a) x_i + a x_j with a up to `MIXED`, and the teacher answers the mixture (after Zhang et al.
 2018, "mixup"). Answers that are not classes are judged by their noise (`precision/loss.py`). Every fourth sample is held out of this: where it
 does not lower their loss, nothing is changed.
@@ -21,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -66,11 +72,17 @@ class Distilled:
 
 
 def distill(
-    graph: Graph, qdq: Graph, widths: Mapping[str, int], samples: Sequence[Feeds], progress: Progress | None = None, products: float = PRODUCTS
+    graph: Graph,
+    qdq: Graph,
+    widths: Mapping[str, int],
+    samples: Sequence[Feeds],
+    progress: Progress | None = None,
+    products: float = PRODUCTS,
+    means: Mapping[str, NDArray[np.float64]] = MappingProxyType({}),
 ) -> Distilled | str:
     """What layers of the Q/DQ network `qdq` of the float network `graph` become, or why this cannot be done.
 
-    `widths` are the bits of weights by the name of the layer; those of 8 keep theirs.
+    `widths` are the bits of weights by the name of the layer; those of 8 keep theirs. `means` are E[x] per channel of what layers read, where known.
     """
     if (why := _why_not(graph, qdq, samples)) is not None:
         return why
@@ -78,7 +90,7 @@ def distill(
     if found is None:
         return MISSING
     torch, xp = found
-    layers = {v.name: _Layer.of(v, widths.get(v.name, 8)) for v in qdq.order if _is_layer(v)}
+    layers = {v.name: _Layer.of(v, widths.get(v.name, 8), means.get(v.name)) for v in qdq.order if _is_layer(v)}
     try:
         teacher, student = (TorchNetwork(judged(g), torch, xp, samples[0]) for g in (graph, qdq))
         return _Distillation(torch, teacher, student, layers, samples, progress or _silent).run(_steps(graph, products))
@@ -123,10 +135,12 @@ class _Layer:
     bias_scale: NDArray[np.float64]
     bits: int
     grid: Grid | None
+    mean: NDArray[np.float64]
+    """[O, C/groups]"""
 
     @classmethod
-    def of(cls, v: Value, bits: int) -> _Layer:
-        """Of the convolution `v`, whose weights were to have so many bits."""
+    def of(cls, v: Value, bits: int, mean: NDArray[np.float64] | None) -> _Layer:
+        """Of the convolution `v`, whose weights were to have so many bits, and which reads `mean` on average."""
         w, b = (_integers(i) for i in v.inputs[1:])
         assert w is not None
         assert b is not None
@@ -136,9 +150,12 @@ class _Layer:
         assert b.type.quant is not None
         integers = w.op.data.astype(np.int64)
         scale, bias_scale = (np.broadcast_to(np.array(t.type.quant.scale), len(integers)) for t in (w, b) if t.type.quant)
-        depthwise = isinstance(v.op, Conv) and v.op.groups > 1 and w.shape[3] == 1
+        assert isinstance(v.op, Conv)
+        depthwise = v.op.groups > 1 and w.shape[3] == 1
+        read = np.zeros(w.shape[3] * v.op.groups) if mean is None else mean
+        rows = np.repeat(read.reshape(v.op.groups, -1), len(integers) // v.op.groups, 0)
         grid = grid_of_integers(integers.reshape(len(integers), -1), scale, bits, depthwise and bits <= NARROW) if bits < 8 else None
-        return cls(integers, b.op.data.astype(np.int64), scale, bias_scale, w.type.quant.bits, grid)
+        return cls(integers, b.op.data.astype(np.int64), scale, bias_scale, w.type.quant.bits, grid, rows)
 
     def made(self, weights: NDArray[np.floating] | None, bias: NDArray[np.floating]) -> QuantizedWeights:
         """With other `weights`, integers, and another real `bias`; integers of it that would be too great stay."""
@@ -164,16 +181,19 @@ class _Latent:
             self._step = self._multiple * scale.reshape(column)
             self._ends = [torch.tensor(a.reshape(column), dtype=torch.float32) for a in (grid.low, grid.high)]
             self.u = torch.nn.Parameter(torch.tensor(layer.weights, dtype=torch.float32) / self._multiple)
+            self._mean = torch.tensor(layer.mean, dtype=torch.float32)
 
     def parameters(self) -> tuple[Tensor, Tensor]:
         """Weights and bias that the network computes with."""
-        w = self._fixed if self.u is None else self._round.apply(self.u, *self._ends) * self._step
-        return w, self.bias * self._unit
+        if self.u is None:
+            return self._fixed, self.bias * self._unit
+        w = self._round.apply(self.u, *self._ends) * self._step
+        return w, self.bias * self._unit - ((w - self._fixed).sum((1, 2)) * self._mean).sum(1)
 
     def made(self) -> QuantizedWeights:
         """The integers that it stands for now."""
         w = None if self.u is None else (self._round.apply(self.u, *self._ends) * self._multiple).detach().numpy()
-        return self.layer.made(w, (self.bias * self._unit).detach().numpy())
+        return self.layer.made(w, self.parameters()[1].detach().numpy())
 
 
 class _Distillation:

@@ -253,7 +253,9 @@ def distilled(
     widths = {v.name: bits for v, bits in weight_widths(graph, options.weight_bits, options.plan).items()}
     if min(widths.values(), default=8) > NARROW or not options.distill:
         return made
-    found = distill(graph, made.qdq_graph, widths, looked_at, phases)
+    read = seen.means or {}
+    means = {v.name: read[v.inputs[0]] for v in graph.order if isinstance(v.op, Conv) and v.inputs[0] in read}
+    found = distill(graph, made.qdq_graph, widths, looked_at, phases, means=means)
     if isinstance(found, str) or not found.better:
         why = found if isinstance(found, str) else f"no better on held-out samples, {found.before:.4f} and {found.after:.4f} nats"
         declined(graph.outputs[0], f"{NOT_DISTILLED}: {why}")
