@@ -120,9 +120,7 @@ def _picked(v: Value) -> slice:
     return v.op.slices[-1] if isinstance(v.op, Slice) else slice(None)
 
 
-def class_scales(
-    classes: Mapping[Value, Ints], statistics: Mapping[Value, Statistics], per_channel: bool = True, few_bits: bool = False
-) -> Floats:
+def class_scales(classes: Mapping[Value, Ints], statistics: Mapping[Value, Statistics], per_channel: bool = True, few_bits: bool = False) -> Floats:
     """s per class, in [1/BOUND, 1]; dead channels and those not measured keep 1."""
     reach = np.zeros(1 + max((int(ids.max()) for ids in classes.values() if ids.size), default=0))
     share = ALPHA_ONE_SCALE if not per_channel else ALPHA_FEW_BITS if few_bits else ALPHA

@@ -151,3 +151,12 @@ def grid_of_integers(q: Integers, scale: Floats, bits: int, shifted: bool) -> Gr
     for m in range(127 // greatest, 0, -1):
         multipliers = np.where((divisor % m == 0) & (reach <= greatest * m), m, multipliers)
     return replace(grid, multipliers=np.repeat(multipliers, GROUP, 1)[:, : q.shape[1]])
+
+
+def information(q: NDArray[np.generic], bits: int) -> int:
+    """Bits of what is stored of the integers `q` [O, kh, kw, C], which take `bits`: fewer where groups are multiples of one number."""
+    if bits <= NARROW or not has_groups(q.shape):
+        return bits
+    groups = np.abs(_in_groups(q.reshape(len(q), -1).astype(np.float64)).astype(np.int64))
+    reach = int((groups.max(2) // np.maximum(np.gcd.reduce(groups, 2), 1)).max(initial=1))
+    return found if (found := reach.bit_length() + 1) <= NARROW else bits

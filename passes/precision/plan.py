@@ -22,8 +22,9 @@ from typing import Any
 
 from qcompiler.errors import UsageError
 from qcompiler.ir.graph import Graph, Value
-from qcompiler.ir.ops import Conv, Dequantize, MatMul
+from qcompiler.ir.ops import Const, Conv, Dequantize, MatMul
 from qcompiler.ir.sequence import Attention
+from qcompiler.passes.weight_grid import information
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -92,7 +93,14 @@ def layers_of(graph: Graph) -> list[Value]:
 
 def plan_of(qdq: Graph) -> Plan:
     """The bits of every layer of a Q/DQ graph, written out; of what is stored in more than 8, dot products read 8."""
-    return Plan({v.name: Precision(_bits(v.inputs[1]) if isinstance(v.op, Conv) else 8, _bits(v.inputs[0])) for v in layers_of(qdq)})
+    return Plan({v.name: Precision(_weight_bits(v) if isinstance(v.op, Conv) else 8, _bits(v.inputs[0])) for v in layers_of(qdq)})
+
+
+def _weight_bits(v: Value) -> int:
+    """Of the convolution `v`; multiples of few integers are those."""
+    bits, w = _bits(v.inputs[1]), v.inputs[1].inputs[0] if v.inputs[1].inputs else v.inputs[1]
+    plain = isinstance(v.op, Conv) and v.op.groups == 1 and isinstance(w.op, Const)
+    return information(w.op.data, bits) if plain and isinstance(w.op, Const) else bits
 
 
 def _bits(v: Value) -> int:
