@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ from .weight_grid import NARROW, Grid, grid_of_integers
 
 RATE = 0.003
 """Of a step between integers of weights, each update of a bias at first."""
-TRAVEL = 1.0
+TRAVEL, FASTEST = 1.0, 0.01
 """Steps between integers that a weight goes where all derivatives agree on the direction; noise seldom takes it across one."""
 MIXED = 0.3
 EVERY = 4
@@ -55,6 +55,7 @@ BATCH, MOST_STEPS, LEAST_STEPS = 8, 400, 40
 LARGE = 32
 """Samples in a batch where many of them can be afforded."""
 Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,20 @@ class Distilled:
     def better(self) -> bool:
         """Whether to keep them."""
         return self.after < self.before
+
+
+def parts_of(samples: Sequence[T]) -> tuple[list[T], list[T]]:
+    """(those to learn from, those that are held out)."""
+    held = samples[EVERY - 1 :: EVERY]
+    return [s for i, s in enumerate(samples) if i % EVERY != EVERY - 1], list(held)
+
+
+def woven(seen: Sequence[T], held: Sequence[T]) -> list[T]:
+    """All of them, in an order that makes `parts_of` hold out some of `held`, where these are a quarter at least."""
+    count, step = min(len(held), (len(seen) + len(held)) // EVERY), EVERY - 1
+    others = [*seen, *held[count:]]
+    rows = ([*others[i * step : (i + 1) * step], held[i]] for i in range(count))
+    return [*(s for row in rows for s in row), *others[count * step :]]
 
 
 def distill(
@@ -201,8 +216,7 @@ class _Distillation:
         self, torch: Any, teacher: TorchNetwork, student: TorchNetwork, layers: Mapping[str, _Layer], samples: Sequence[Feeds], tell: Progress
     ) -> None:
         self._torch, self._teacher, self._student, self._tell = torch, teacher, student, tell
-        held = [s for i, s in enumerate(samples) if i % EVERY == EVERY - 1]
-        self._held, self._seen = ([self._tensors([s]) for s in part] for part in (held, [s for i, s in enumerate(samples) if i % EVERY != EVERY - 1]))
+        self._seen, self._held = ([self._tensors([s]) for s in part] for part in parts_of(samples))
         rounding = straight_through(torch)
         self._latent = {name: _Latent(torch, rounding, layer) for name, layer in layers.items()}
         self._answers = list(self._answered(teacher, None))
@@ -213,7 +227,7 @@ class _Distillation:
         """So many steps of so many samples."""
         steps, batch = plan
         before = self._loss_of_held()
-        rates = RATE, 2 * TRAVEL / steps
+        rates = RATE, min(2 * TRAVEL / steps, FASTEST)
         parts = [latent.bias for latent in self._latent.values()], [latent.u for latent in self._latent.values() if latent.u is not None]
         optimizer = self._torch.optim.Adam([{"params": p, "lr": rate} for p, rate in zip(parts, rates) if p])
         for n in range(steps):

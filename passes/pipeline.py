@@ -23,7 +23,7 @@ from .calibrate.choose import DEFAULT, Method, MinMax, Mse, choose
 from .calibrate.codebook import codebook
 from .clip_channels import clip_channels
 from .covariances import covariances
-from .distill import Distilled, Progress, distill
+from .distill import Distilled, Progress, distill, parts_of
 from .equalize import equalize
 from .equalize_attention import equalize_attention
 from .given_scales import given_scales, refused_pairs, saturating_pairs
@@ -228,6 +228,8 @@ def _measured(graph: Graph, preview: Batches, batches: Batches, options: Options
     statistics = calibrate(graph, batches, storage_points(graph), progress)
     means = _means(graph, statistics) if options.correct_bias else None
     looked_at = _looked_at(graph, preview, LOOKED_AT if few_bits(graph, options) else PREVIEW_SAMPLES)
+    if options.distill and few_bits(graph, options) and not options.few_bits:
+        looked_at = parts_of(looked_at)[0]  # what is held out judges second-order rounding too
     return Measured(graph, statistics, means, covariances(graph, looked_at) if options.second_order else None)
 
 

@@ -18,6 +18,7 @@ from qcompiler.errors import UsageError
 from qcompiler.ir.graph import Declined, Graph
 from qcompiler.passes import pipeline
 from qcompiler.passes.calibrate import calibrate, samples
+from qcompiler.passes.distill import woven
 from qcompiler.passes.storage_points import storage_points
 
 from .costs import Latencies, weight_bytes
@@ -122,7 +123,7 @@ def prepare(
     seen = pipeline.observed(even, preview, rest, options, lambda n: tell("calibrating", n, 0))
     if len(held.samples) < 2:
         raise UsageError(f"automatic precision needs calibration samples to hold out: expected at least {2 * EVERY}, found too few")
-    return Auto(even, seen, options, [*held.samples, *held.looked_at], goal, latencies, tell, saved), held.looked_at, declined
+    return Auto(even, seen, options, woven(held.looked_at, held.samples), goal, latencies, tell, saved), held.looked_at, declined
 
 
 class Auto:

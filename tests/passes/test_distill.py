@@ -19,7 +19,7 @@ from qcompiler.passes.precision.simulate import weights_of
 from qcompiler.passes.weight_grid import GROUP, grid_of_integers, grouped_grid
 
 DIGITS = Path(__file__).parents[2] / "models"
-PRODUCTS = 1e8
+PRODUCTS = 2e8
 Samples = Sequence[Mapping[str, NDArray[np.generic]]]
 
 
@@ -79,8 +79,9 @@ def test_the_same_every_time_and_on_the_grid() -> None:
 def test_the_pipeline_keeps_what_is_better_and_reports_both_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("array_api_compat")
-    monkeypatch.setattr(method, "MOST_STEPS", 40)
-    q = quantize(narrow("digits_resnet").float_graph, samples(64), Options(weight_bits=2))
+    monkeypatch.setattr(method, "MOST_STEPS", 100)
+    monkeypatch.setattr(method, "LARGE", 8)
+    q = quantize(narrow("digits_dwconv").float_graph, samples(96), Options(weight_bits=2))
     assert q.distilled is not None
     assert q.distilled.after < q.distilled.before
     kept = weights_of(q.qdq_graph)
@@ -107,6 +108,13 @@ def test_eight_bits_are_left_alone() -> None:
     q = quantize(narrow("digits_resnet").float_graph, samples(40))
     assert q.distilled is None
     assert not [r for _, r in q.declined.reasons if r.startswith(NOT_DISTILLED)]
+
+
+def test_samples_that_calibration_did_not_see_are_held_out() -> None:
+    learned, held = method.parts_of(method.woven([*range(60)], [*range(100, 160)]))
+    assert all(n >= 100 for n in held)
+    assert len(held) == 30
+    assert sorted([*learned, *held]) == [*range(60), *range(100, 160)]
 
 
 def test_integers_tell_their_grid() -> None:
