@@ -9,7 +9,7 @@ SmoothQuant does for transformers (Xiao et al. 2023, section 4):
     s_c = (max_v r_vc / R_v)^alpha      r_vc = max |x_c| of value v, R_v = max_c r_vc, over all measured v that share channel c
 
 alpha = 1 would give every channel the whole range and leave all unevenness to the rows of the next weights; less divides it, in half where one
-scale serves all output channels of the weights. Products (gates, SwiGLU)
+scale serves all output channels of the weights, or where weights have few bits and so feel their rows' unevenness more. Products (gates, SwiGLU)
 have tails so heavy that alpha = 1 is better for them: rounding the weights hardly shows beside rounding the product. Where only convolutions with
 one channel in each group read a value, alpha = 1 costs nothing if their weights have a scale for each channel, which takes up s exactly.
 Channels of different values that must share one s (through pointwise operators, pooling, residual additions, concatenation) are the
@@ -37,6 +37,7 @@ from .constants import Floats, floats, same_dtype, with_constants
 
 ALPHA, BOUND = 0.75, 16.0
 ALPHA_ONE_SCALE = 0.5
+ALPHA_FEW_BITS = 0.5
 ALPHA_WHOLE, BOUND_WHOLE = 1.0, 64.0  # of products, and of what nothing adds up
 """No channel is scaled by more than this."""
 
@@ -63,14 +64,16 @@ class Layer:
         self.weights = (grouped * s.reshape(self.groups, 1, 1, 1, -1)).reshape(self.weights.shape)
 
 
-def equalize(graph: Graph, statistics: Mapping[Value, Statistics], declined: Declined | None = None, per_channel: bool = True) -> Graph:
+def equalize(
+    graph: Graph, statistics: Mapping[Value, Statistics], declined: Declined | None = None, per_channel: bool = True, few_bits: bool = False
+) -> Graph:
     """The same function with evener activations; `statistics` are those of the stored values, some samples suffice.
 
-    `per_channel`: weights will have a scale for each output channel.
+    `per_channel`: weights will have a scale for each output channel; `few_bits`: some of them fewer than seven.
     """
     layers = {v: layer for v in graph.order if (layer := _layer(v)) is not None}
     classes = channel_classes(graph)
-    s = class_scales(classes, statistics, per_channel)
+    s = class_scales(classes, statistics, per_channel, few_bits)
     for v, ids in classes.items():
         if (why := _why_fixed(v, graph, layers)) is not None:
             s[ids] = 1.0
@@ -117,10 +120,11 @@ def _picked(v: Value) -> slice:
     return v.op.slices[-1] if isinstance(v.op, Slice) else slice(None)
 
 
-def class_scales(classes: Mapping[Value, Ints], statistics: Mapping[Value, Statistics], per_channel: bool = True) -> Floats:
+def class_scales(classes: Mapping[Value, Ints], statistics: Mapping[Value, Statistics], per_channel: bool = True, few_bits: bool = False) -> Floats:
     """s per class, in [1/BOUND, 1]; dead channels and those not measured keep 1."""
     reach = np.zeros(1 + max((int(ids.max()) for ids in classes.values() if ids.size), default=0))
-    alpha, bound = np.full(reach.shape, ALPHA if per_channel else ALPHA_ONE_SCALE), np.full(reach.shape, BOUND)
+    share = ALPHA_ONE_SCALE if not per_channel else ALPHA_FEW_BITS if few_bits else ALPHA
+    alpha, bound = np.full(reach.shape, share), np.full(reach.shape, BOUND)
     whole = _read_apart(classes, len(reach)) & per_channel
     for ids in (ids for v, ids in classes.items() if isinstance(v.op, Mul)):
         whole[ids] = True

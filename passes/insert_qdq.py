@@ -18,7 +18,7 @@ from qcompiler.ir.ops import Cast, Concat, Const, Conv, CountSteps, Dequantize, 
 from qcompiler.ir.pointwise import Add, Binary, Clip, PRelu
 from qcompiler.ir.types import DType, Quantization, TensorType, quantized
 
-from .quantize_weights import quantize_weights
+from .quantize_weights import QuantizedWeights, quantize_weights
 from .residuals import Residual, fine_quantization, fine_streams, is_exact, residuals
 from .scheme import PLAIN, Scheme
 from .storage_points import is_movement, is_stored, sharing_groups
@@ -118,6 +118,7 @@ class _Inserter:
     scheme: Scheme = PLAIN
     stored_errors: Mapping[Value, NDArray[np.floating]] | None = None
     weight_groups: bool = False
+    rounded: Mapping[Value, QuantizedWeights] | None = None
 
     def __post_init__(self) -> None:
         candidates = residuals(self.graph)
@@ -183,7 +184,7 @@ class _Inserter:
         residual = self._quantization(self.hosts[v].other) if v in self.hosts else None
         mean, covariance = self.means.get(v.inputs[0]), self.covariances.get(v)
         error = (self.stored_errors or {}).get(v.inputs[0])
-        made = quantize_weights(
+        made = (self.rounded or {}).get(v) or quantize_weights(
             w.op.data,
             bias_data,
             xq,
@@ -272,6 +273,7 @@ def insert_qdq(
     stored_errors: Mapping[Value, NDArray[np.floating]] | None = None,
     weight_groups: bool = False,
     spelled: Mapping[Value, Quantization] | None = None,
+    rounded: Mapping[Value, QuantizedWeights] | None = None,
 ) -> Graph:
     """The Q/DQ graph. `quantization` holds every stored value (see `share`); `means`, E[x] per channel of the last axis, corrects biases,
     and so do `stored_errors` (E[Q(x) - x]).
@@ -280,7 +282,10 @@ def insert_qdq(
     for tools that know only operators between tensors of 8 bits, and so knows no fine streams; `spelled` replaces what only kernels here can read.
     `covariances` of the inputs of convolutions make rounding of second order;
     `widths` are the bits of convolutions' weights, 8 where not given; those of few bits share multipliers with `weight_groups`.
+    Layers that are in `rounded` have these.
     """
     reasons = declined if declined is not None else Declined()
     stored = {**quantization, **(spelled or {})} if spell_out else quantization
-    return _Inserter(graph, stored, means or {}, covariances or {}, reasons, spell_out, widths or {}, scheme, stored_errors, weight_groups).run()
+    return _Inserter(
+        graph, stored, means or {}, covariances or {}, reasons, spell_out, widths or {}, scheme, stored_errors, weight_groups, rounded
+    ).run()

@@ -25,6 +25,7 @@ from .calibrate.codebook import codebook
 from .clip_channels import clip_channels
 from .count_steps import count_steps
 from .covariances import covariances, of_few_windows, windows
+from .distill import EVERY, Distilled, Progress, distill, parts_of
 from .equalize import equalize
 from .equalize_attention import equalize_attention
 from .given_scales import given_scales, refused_pairs, saturating_pairs
@@ -34,6 +35,7 @@ from .legalize import legalize
 from .lower import lower_to_integers
 from .precision.plan import Plan
 from .prove_ranges import Bound, prove_ranges
+from .quantize_weights import QuantizedWeights
 from .relax_clips import relax_clips
 from .reparameterize import NOT_REPARAMETERIZED, reparameterize
 from .scheme import PLAIN, Scheme
@@ -47,13 +49,16 @@ from .watch import watched
 from .wide_bits import MARGIN, report_fewer_bits, wide_bits, wide_quantization
 from .wide_readers import check_readers, wide_readers
 from .wide_values import streams, wide_values
-from .widths import activation_widths, weight_widths
+from .widths import NARROW, activation_widths, weight_widths
 
 Batches = Iterable[Mapping[str, NDArray[np.generic]]]
 
 
 PREVIEW_SAMPLES = 32
 """So many batches show the ranges of channels for equalization."""
+LOOKED_AT, KEPT = 128, 512
+"""Where weights have few bits: samples for covariances, and for distillation."""
+NOT_DISTILLED = "weights of few bits are rounded layer by layer, not by the answers of the network"
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,16 @@ class Options:
     """Round weights by the covariance of what they multiply (`round_weights`)."""
     weight_bits: int = 8
     """7: convolution weights in [-63, 63]. On CPUs whose dot product goes through 16-bit sums (AVX2 without VNNI, plain NEON) that is faster."""
-    weight_groups: bool = False
+    weight_groups: bool = True
     """Weights of at most four bits have a multiplier for every 32 along K (`weight_grid`): closer, in half the bytes, at the speed of eight bits."""
+    distill: bool = True
+    """Tune weights of few bits to the answers of the float network (`distill`), where torch is installed."""
     activation_bits: int = 8
     """Of what dot products read; see `widths`, and `wide_readers` for 16."""
     plan: Plan | None = None
     """Bits layer by layer, instead of the two above."""
+    few_bits: bool = False
+    """Whether some weights will have few, though neither of the above says so yet."""
     scheme: Scheme = PLAIN
     """What scales and zero points may be."""
 
@@ -91,6 +100,8 @@ class Quantized:
     bounds: Mapping[Value, Bound]
     declined: Declined = field(repr=False)
     _insert: Callable[..., Graph] = field(repr=False)
+    distilled: Distilled | None = field(default=None, repr=False)
+    """Where weights were tuned to the answers of the float network, the losses before and after."""
 
     @property
     def reparameterized(self) -> tuple[str, ...]:
@@ -104,22 +115,29 @@ class Quantized:
         return verify(watched("insert_qdq-exchange", self._insert(spell_out=True)), Stage.qdq)
 
 
-def quantize(graph: Graph, batches: Batches, options: Options = Options(), progress: Callable[[int], None] | None = None) -> Quantized:
-    """Quantize an imported float graph, with calibration data; `progress` hears the number of samples seen.
+def quantize(
+    graph: Graph, batches: Batches, options: Options = Options(), progress: Callable[[int], None] | None = None, phases: Progress | None = None
+) -> Quantized:
+    """Quantize an imported float graph, with calibration data; `progress` hears the number of samples seen, `phases` what else takes time.
 
     Raises UnsupportedModel where an operator has no integer form, UsageError where the data does not fit, and ProofError
     where an overflow cannot be excluded.
     """
-    return quantize_lengths((graph,), batches, options, progress)[0]
+    return quantize_lengths((graph,), batches, options, progress, phases)[0]
 
 
 def quantize_lengths(
-    graphs: Sequence[Graph], batches: Batches, options: Options = Options(), progress: Callable[[int], None] | None = None
+    graphs: Sequence[Graph],
+    batches: Batches,
+    options: Options = Options(),
+    progress: Callable[[int], None] | None = None,
+    phases: Progress | None = None,
 ) -> tuple[Quantized, ...]:
     """As `quantize`, one network imported for several shapes; `batches` are of the shapes of the first, whose scales and weights all get."""
     declined = Declined()
     simple = legal(graphs[0], declined)
-    preview, batches = split_off(batches, PREVIEW_SAMPLES)
+    kept, batches = split_off(batches, KEPT if few_bits(simple, options) else PREVIEW_SAMPLES)
+    preview = kept[:PREVIEW_SAMPLES]
     levels = levels_of(simple, preview, options)
     simple = counted(simple, levels, declined)
     shown = calibrate(simple, preview, storage_points(simple)) if options.equalize or options.reparameterize else {}
@@ -130,8 +148,10 @@ def quantize_lengths(
     if options.plan is not None:
         options.plan.check(even)
     check_readers(even, options.activation_bits, options.plan, options.scheme, declined)
-    seen = observed(even, preview, batches, options, progress)
-    return quantized(even, seen, options, declined), *(_replayed(g, simple, levels, shown, even, seen, options) for g in graphs[1:])
+    seen = observed(even, kept, batches, options, progress)
+    made = distilled(even, seen, options, declined, _looked_at(even, kept, KEPT), phases)
+    seen = seen if made.distilled is None else replace(seen, rounded=transferred_names(made.distilled.weights, even))
+    return made, *(_replayed(g, simple, levels, shown, even, seen, options) for g in graphs[1:])
 
 
 @dataclass(frozen=True)
@@ -213,6 +233,8 @@ class Observed:
     """Of means, by storing (`stored_errors`)."""
     spelled: Mapping[Value, Quantization] = field(default_factory=dict)
     """What other tools are given instead: 8 bits where 16 are merely light here."""
+    rounded: Mapping[Value, QuantizedWeights] | None = None
+    """Weights that are decided."""
 
     def transferred(self, graph: Graph, other: Graph) -> Observed:
         """The same of another form of the network."""
@@ -220,7 +242,8 @@ class Observed:
         h = None if self.covariances is None else transferred(self.covariances, graph, other)
         errors = None if self.errors is None else transferred(self.errors, graph, other)
         quantization, spelled = transferred(self.quantization, graph, other, storage_points(other)), transferred(self.spelled, graph, other)
-        return Observed(quantization, means, h, errors, spelled)
+        rounded = None if self.rounded is None else transferred(self.rounded, graph, other)
+        return Observed(quantization, means, h, errors, spelled, rounded)
 
 
 def observed(graph: Graph, preview: Batches, batches: Batches, options: Options, progress: Callable[[int], None] | None) -> Observed:
@@ -232,12 +255,18 @@ def observed(graph: Graph, preview: Batches, batches: Batches, options: Options,
 
 
 def _measured(graph: Graph, preview: Batches, batches: Batches, options: Options, progress: Callable[[int], None] | None) -> Measured:
-    looked_at = _looked_at(graph, preview)
+    looked_at = _looked_at(graph, preview, LOOKED_AT if few_bits(graph, options) else PREVIEW_SAMPLES)
+    held_out = EVERY if options.distill and few_bits(graph, options) and not options.few_bits else 0
+    if held_out:
+        looked_at = parts_of(looked_at)[0]  # what is held out judges second-order rounding too
     few = of_few_windows(graph, len(looked_at)) if options.second_order else {}
+    numbers = dict.fromkeys(few, 0)
 
     def gather(x: Value, data: NDArray[np.floating]) -> None:
         for v in (u for u in graph.uses[x] if u in few and u.inputs[0] is x):
-            few[v].add(windows(v, data))
+            numbers[v] += 1
+            if not held_out or numbers[v] % held_out:
+                few[v].add(windows(v, data))
 
     statistics = calibrate(graph, batches, storage_points(graph), progress, gather)
     means = _means(graph, statistics) if options.correct_bias else None
@@ -248,8 +277,42 @@ def _measured(graph: Graph, preview: Batches, batches: Batches, options: Options
     return Measured(graph, statistics, means, known, levels)
 
 
-def _looked_at(graph: Graph, preview: Batches) -> list[dict[str, NDArray[np.generic]]]:
-    return list(islice((s for batch in preview for s in samples(graph, batch)), PREVIEW_SAMPLES))
+def _looked_at(graph: Graph, preview: Batches, most: int = PREVIEW_SAMPLES) -> list[dict[str, NDArray[np.generic]]]:
+    return list(islice((s for batch in preview for s in samples(graph, batch)), most))
+
+
+def few_bits(graph: Graph, options: Options) -> bool:
+    """Whether weights of some layer may have few."""
+    return options.few_bits or min(weight_widths(graph, options.weight_bits, options.plan).values(), default=8) <= NARROW
+
+
+def distilled(
+    graph: Graph,
+    seen: Observed,
+    options: Options,
+    declined: Declined,
+    looked_at: Sequence[Mapping[str, NDArray[np.generic]]],
+    phases: Progress | None = None,
+) -> Quantized:
+    """As `quantized`; weights of few bits are then tuned to the answers of the float network (`distill`), where that makes them better."""
+    made = quantized(graph, seen, options, declined)
+    widths = {v.name: bits for v, bits in weight_widths(graph, options.weight_bits, options.plan).items()}
+    if min(widths.values(), default=8) > NARROW or not options.distill:
+        return made
+    read = seen.means or {}
+    means = {v.name: read[v.inputs[0]] for v in graph.order if isinstance(v.op, Conv) and v.inputs[0] in read}
+    found = distill(graph, made.qdq_graph, widths, looked_at, phases, means=means)
+    if isinstance(found, str) or not found.better:
+        why = found if isinstance(found, str) else f"no better on held-out samples, {found.before:.4f} and {found.after:.4f} nats"
+        declined(graph.outputs[0], f"{NOT_DISTILLED}: {why}")
+        return made
+    again = quantized(graph, replace(seen, rounded=transferred_names(found.weights, graph)), options, Declined())
+    return replace(again, declined=declined, distilled=found)
+
+
+def transferred_names(known: Mapping[str, QuantizedWeights], graph: Graph) -> dict[Value, QuantizedWeights]:
+    """What is known by name, of the values of `graph`."""
+    return {v: known[v.name] for v in graph.order if isinstance(v.op, Conv) and v.name in known}
 
 
 def quantized(graph: Graph, seen: Observed, options: Options, declined: Declined) -> Quantized:
@@ -272,14 +335,16 @@ def _inserting(graph: Graph, seen: Observed, options: Options) -> Callable[..., 
     widths = weight_widths(graph, options.weight_bits, options.plan)
     insert = partial(insert_qdq, graph, seen.quantization, seen.means, covariances=seen.covariances, stored_errors=seen.errors)
     insert = partial(insert, spelled=seen.spelled)
-    return partial(insert, widths=widths, scheme=options.scheme, weight_groups=options.weight_groups)
+    return partial(insert, widths=widths, scheme=options.scheme, weight_groups=options.weight_groups, rounded=seen.rounded)
 
 
 def evened(graph: Graph, shown: Mapping[Value, Statistics], options: Options, declined: Declined) -> Graph:
     """The same function with channels of more equal ranges, `shown` on some samples."""
     if options.equalize:
         graph = relax_clips(graph, shown)
-        graph = watched("equalize", equalize(graph, by_name(graph, shown), declined, options.scheme.per_channel), Stage.float)
+        graph = watched(
+            "equalize", equalize(graph, by_name(graph, shown), declined, options.scheme.per_channel, few_bits(graph, options)), Stage.float
+        )
     if options.reparameterize:
         graph = watched("reparameterize", reparameterize(graph, by_name(graph, shown), declined), Stage.float)
         graph = watched("equalize_attention", equalize_attention(graph, by_name(graph, shown), declined), Stage.float)

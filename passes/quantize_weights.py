@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from qcompiler.ir.types import Quantization
 from qcompiler.numerics.requantize import FRACTION_BITS, MAX_RIGHT_SHIFT
 
-from .round_weights import SWEEPS, round_weights
+from .round_weights import DAMPING, DAMPING_FEW_BITS, SWEEPS, round_weights
 from .scheme import PLAIN, Scheme, next_power
 from .weight_grid import NARROW, Grid, Grouping, even_grid, grouped_grid, shifted_grid
 
@@ -86,7 +86,8 @@ def quantize_weights(
         scale = unit / residual_multipliers(unit / scale, scheme)
     grid = replace(own, scale=scale)
     flat = w.reshape(len(w), -1) / scale[:, None]
-    q = grid.nearest(flat).reshape(w.shape) if covariance is None else round_weights(w, grid, covariance, SWEEPS if bits < WIDE else 1)
+    sweeps, damping = (SWEEPS, DAMPING_FEW_BITS) if bits < WIDE else (1, DAMPING)
+    q = grid.nearest(flat).reshape(w.shape) if covariance is None else round_weights(w, grid, covariance, sweeps, damping)
     if mean is not None:
         b = b - _mean_shift(q * scale.reshape(-1, *[1] * (w.ndim - 1)) - w, mean)
     if stored_error is not None:

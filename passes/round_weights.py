@@ -8,8 +8,8 @@ section 3, after Hassibi & Stork 1993, "Optimal Brain Surgeon"):
 
 Inputs of large variance go first. The mean of the inputs does not matter here, since the bias takes it.
 
-Weights are worth a second look, those of few bits several: coordinate descent from there, each weight in turn to the best integer while all others stay, until none
-moves. With d = w - q S, that is
+Weights are worth a second look, those of few bits several: coordinate descent from there, each weight in turn to the best integer while all
+others stay, until none moves. With d = w - q S, that is
 
     q_i <- nearest(q_i + (d H)_i / (S H_ii))
 """
@@ -23,20 +23,20 @@ from .weight_grid import Grid
 
 Floats = NDArray[np.float64]
 
-DAMPING = 0.01
-"""Part of the mean variance that is added to the diagonal of H."""
+DAMPING, DAMPING_FEW_BITS = 0.01, 0.1
+"""Part of the mean variance that is added to the diagonal of H; more for few bits, which follow H far, known of some samples only."""
 BLOCK = 64
 SWEEPS = 4
 
 
-def round_weights(weights: Floats, grid: Grid, covariance: Floats, sweeps: int = 0) -> Floats:
+def round_weights(weights: Floats, grid: Grid, covariance: Floats, sweeps: int = 0, damping: float = DAMPING) -> Floats:
     """Integers of `weights` [O,kh,kw,C/groups] out of `grid` for inputs of `covariance` [groups,K,K]; then so many sweeps of descent, at most."""
     groups, k = covariance.shape[:2]
     order = np.argsort(-np.diagonal(covariance, axis1=1, axis2=2), axis=1, kind="stable")
     rows = _ordered((weights / grid.scale.reshape(-1, 1, 1, 1)).reshape(groups, -1, k), order)
     low, high = (np.broadcast_to(a.reshape(groups, -1), rows.shape[:2]) for a in (grid.low, grid.high))
     levels = _Levels(_ordered(grid.multipliers.reshape(groups, -1, k), order), low, high)
-    h = _damped(np.take_along_axis(np.take_along_axis(covariance, order[:, :, None], 1), order[:, None, :], 2))
+    h = _damped(np.take_along_axis(np.take_along_axis(covariance, order[:, :, None], 1), order[:, None, :], 2), damping)
     made = _descend(rows, _compensated(rows.copy(), h, levels), h, levels, sweeps)
     q = np.empty_like(made)
     np.put_along_axis(q, np.broadcast_to(order[:, None, :], made.shape), made, 2)
@@ -93,10 +93,10 @@ def _descend(w: Floats, q: Floats, h: Floats, levels: _Levels, sweeps: int) -> F
     return q
 
 
-def _damped(h: Floats) -> Floats:
+def _damped(h: Floats, part: float) -> Floats:
     """Matrices [groups, K, K] with more on their diagonals."""
     variance = np.diagonal(h, axis1=1, axis2=2).mean(1)
-    damping = np.where(variance > 0, DAMPING * variance, 1.0)
+    damping = np.where(variance > 0, part * variance, 1.0)
     return np.asarray(h + damping[:, None, None] * np.eye(h.shape[1]))
 
 

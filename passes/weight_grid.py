@@ -130,3 +130,33 @@ def _shifts(w: Floats, count: int) -> Iterable[tuple[int, Floats]]:
 def _error(w: Floats, h: Floats, step: Floats, low: int, high: int) -> Floats:
     """Along the last axis, of rounding to multiples of `step`."""
     return np.asarray((h * (w - step * np.clip(np.rint(w / step), low, high)) ** 2).sum(-1))
+
+
+def grid_of_integers(q: Integers, scale: Floats, bits: int, shifted: bool) -> Grid:
+    """A grid of so many bits that the rows `q` [O, K] lie on: what storage finds in them.
+
+    A group's multiplier is the least divisor that all its integers have in common and that brings them within reach. `shifted` rows begin where
+    they do, and have room above.
+    """
+    grid = even_grid(scale, q.shape[1], (1 << (bits - 1)) - 1)
+    if shifted:
+        low = np.minimum(q.min(1), 0)
+        return replace(grid, low=low, high=low + (1 << bits) - 1)
+    greatest = int(grid.high.max(initial=1))
+    if int(np.abs(q).max(initial=0)) <= greatest:
+        return grid
+    groups = np.pad(q, ((0, 0), (0, -q.shape[1] % GROUP))).reshape(len(q), -1, GROUP)
+    divisor, reach = np.gcd.reduce(groups, 2), np.abs(groups).max(2)
+    multipliers = np.ones_like(divisor)
+    for m in range(127 // greatest, 0, -1):
+        multipliers = np.where((divisor % m == 0) & (reach <= greatest * m), m, multipliers)
+    return replace(grid, multipliers=np.repeat(multipliers, GROUP, 1)[:, : q.shape[1]])
+
+
+def information(q: NDArray[np.generic], bits: int) -> int:
+    """Bits of what is stored of the integers `q` [O, kh, kw, C], which take `bits`: fewer where groups are multiples of one number."""
+    if bits <= NARROW or not has_groups(q.shape):
+        return bits
+    groups = np.abs(_in_groups(q.reshape(len(q), -1).astype(np.float64)).astype(np.int64))
+    reach = int((groups.max(2) // np.maximum(np.gcd.reduce(groups, 2), 1)).max(initial=1))
+    return found if (found := reach.bit_length() + 1) <= NARROW else bits

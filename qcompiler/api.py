@@ -126,7 +126,7 @@ def quantize_model(
     options = _with_precision(options, precision)
     kept = _Kept(calibration if calibration is not None else synthetic_batches(forms[0], SYNTHETIC_SAMPLES))
     source = None if isinstance(model, onnx.ModelProto) else str(Path(model).resolve())
-    graphs, *others = quantize_lengths(forms, kept, options, progress)
+    graphs, *others = quantize_lengths(forms, kept, options, progress, phases)
     return QuantizedModel(graphs, tuple(_first_samples(forms[0], kept.first)), calibration is None, source, tuple(others))
 
 

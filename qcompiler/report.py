@@ -17,6 +17,7 @@ from .ir.ops import Const, Dequantize
 from .passes.partition import Step
 from .passes.pipeline import Quantized
 from .passes.storage_points import MOVEMENT
+from .passes.weight_grid import information
 
 Feeds = Mapping[str, NDArray[np.generic]]
 
@@ -57,6 +58,8 @@ class Report:
     """The file of the float network, where it was one."""
     reparameterized: tuple[str, ...] = ()
     """Normalizations whose channels were evened; of the others `declined` says why not."""
+    distilled: tuple[float, float] | None = None
+    """Where weights were tuned to the answers of the float network: the loss in nats on samples that were held out, before and after."""
 
     @property
     def macs(self) -> int:
@@ -77,7 +80,10 @@ def build_report(quantized: Quantized, steps: Sequence[Step], samples: Sequence[
     """The report of a program whose kernels are `steps`; errors are measured on `samples` (none: not measured)."""
     noise = signal_to_noise(quantized.float_graph, quantized.integer_graph, [s.result for s in steps], samples)
     layers = tuple(_layer(s, quantized, noise.get(s.result)) for s in steps)
-    return Report(layers, tuple(quantized.declined.reasons), source, quantized.reparameterized)
+    found = quantized.distilled
+    return Report(
+        layers, tuple(quantized.declined.reasons), source, quantized.reparameterized, None if found is None else (found.before, found.after)
+    )
 
 
 def _layer(step: Step, quantized: Quantized, noise: float | None) -> Layer:
@@ -97,11 +103,19 @@ def _layer(step: Step, quantized: Quantized, noise: float | None) -> Layer:
         sqnr=noise,
         weight_bytes=sum(i.type.nbytes for v in step.values for i in v.inputs if isinstance(i.op, Const)),
         macs=macs(step.producer),
-        weight_bits=_bits(step.producer.inputs[1:2]) if isinstance(step.producer.op, IntConv) else None,
+        weight_bits=_weight_bits(step.producer),
         operand_bits=_bits(multiplied(step.producer)),
         levels=None if quant is None or quant.levels is None else len(quant.levels),
         wide=why_wide(quantized.integer_graph, result),
     )
+
+
+def _weight_bits(v: Value) -> int | None:
+    """Of the convolution `v`; multiples of few integers are those."""
+    bits = _bits(v.inputs[1:2]) if isinstance(v.op, IntConv) else None
+    if bits is None or not isinstance(v.op, IntConv) or v.op.groups > 1 or not isinstance(v.inputs[1].op, Const):
+        return bits
+    return information(v.inputs[1].op.data, bits)
 
 
 def _bits(values: Sequence[Value]) -> int | None:

@@ -18,6 +18,7 @@ from qcompiler.errors import UsageError
 from qcompiler.ir.graph import Declined, Graph
 from qcompiler.passes import pipeline
 from qcompiler.passes.calibrate import calibrate, samples
+from qcompiler.passes.distill import woven
 from qcompiler.passes.storage_points import storage_points
 
 from .costs import Latencies, weight_bytes
@@ -98,7 +99,8 @@ def quantize_auto(
     tell = progress or (lambda what, done, total: None)
     auto, looked_at, declined = prepare(graph, batches, options, goal, latencies, tell, saved)
     chosen = auto.run(looked_at)
-    return pipeline.quantized(auto.graph, auto.seen, replace(auto.options, plan=chosen.plan), declined), chosen
+    plan = replace(auto.options, plan=chosen.plan)
+    return pipeline.distilled(auto.graph, auto.seen, plan, declined, auto.checked, progress), chosen
 
 
 def prepare(
@@ -114,14 +116,15 @@ def prepare(
     declined = Declined()
     simple = pipeline.legal(graph, declined)
     held = HeldOut(simple, batches)
-    preview, rest = pipeline.split_off(held, pipeline.PREVIEW_SAMPLES)
-    simple = pipeline.counted(simple, pipeline.levels_of(simple, preview, options), declined)
-    even = pipeline.evened(simple, calibrate(simple, preview, storage_points(simple)), options, declined)
-    options = replace(options, weight_bits=8, activation_bits=8, plan=Plan())
+    options = replace(options, weight_bits=8, activation_bits=8, plan=Plan(), few_bits=True)
+    preview, rest = pipeline.split_off(held, pipeline.LOOKED_AT)
+    shown_on = preview[: pipeline.PREVIEW_SAMPLES]
+    simple = pipeline.counted(simple, pipeline.levels_of(simple, shown_on, options), declined)
+    even = pipeline.evened(simple, calibrate(simple, shown_on, storage_points(simple)), options, declined)
     seen = pipeline.observed(even, preview, rest, options, lambda n: tell("calibrating", n, 0))
     if len(held.samples) < 2:
         raise UsageError(f"automatic precision needs calibration samples to hold out: expected at least {2 * EVERY}, found too few")
-    return Auto(even, seen, options, [*held.samples, *held.looked_at], goal, latencies, tell, saved), held.looked_at, declined
+    return Auto(even, seen, options, woven(held.looked_at, held.samples), goal, latencies, tell, saved), held.looked_at, declined
 
 
 class Auto:

@@ -1,6 +1,6 @@
 """What a layer costs in each width: bytes of its weights, and milliseconds where they were measured or modelled.
 
-Weights of at most four bits lie two in a byte, all others, and those of depthwise convolutions, one in a byte.
+Weights of at most four bits lie two in a byte, beside a byte for each group's multiplier; all others, and depthwise ones, one in a byte.
 A latency table is a JSON file, so that other tools can read and write it; milliseconds are those of one thread:
 
     {"target": "x86-64-avx512vnni", "cpu": "...",              null where latencies are modelled
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import UsageError
 from qcompiler.ir.graph import Value
 from qcompiler.ir.ops import Conv
+from qcompiler.passes.weight_grid import GROUP, has_groups
 
 NIBBLE = 4
 
@@ -32,8 +33,10 @@ NIBBLE = 4
 def weight_bytes(v: Value, bits: int) -> int:
     """Of the convolution `v` with weights of so many bits."""
     assert isinstance(v.op, Conv)
-    size = v.inputs[1].type.size
-    return -(-size // 2) if bits <= NIBBLE and v.op.groups == 1 else size
+    shape, size = v.inputs[1].shape, v.inputs[1].type.size
+    if bits > NIBBLE or v.op.groups > 1:
+        return size
+    return -(-size // 2) + (shape[0] * -(-size // shape[0] // GROUP) if has_groups(shape) else 0)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from qcompiler.ir.graph import Graph, Value
-from qcompiler.ir.ops import Conv, MatMul, Reshape, Softmax, Transpose
+from qcompiler.ir.ops import Conv, MatMul, Reduce, Reduction, Reshape, Softmax, Transpose
+from qcompiler.ir.pointwise import Clip
 
 Array = NDArray[np.floating]
 Floats = NDArray[np.float64]
@@ -141,9 +142,15 @@ def judge_of(graph: Graph, answers: Sequence[Array]) -> Judge:
     return (Directions if unit else Values)(spread or 1.0)
 
 
+def _is_average(v: Value) -> bool:
+    return isinstance(v.op, Reduce) and v.op.kind is Reduction.mean and v.inputs[0].type.rank - 1 not in v.op.axes
+
+
 def _is_dense(v: Value) -> bool:
-    while isinstance(v.op, (Reshape, Transpose)):
+    """Whether a dense layer gives `v`, perhaps averaged over all pixels, as classifiers without one at their end do."""
+    while isinstance(v.op, (Reshape, Transpose)) or _is_average(v):
         v = v.inputs[0]
+        v = v.inputs[0] if isinstance(v.op, Clip) else v
     return isinstance(v.op, (Conv, MatMul))
 
 

@@ -22,8 +22,9 @@ from typing import Any
 
 from qcompiler.errors import UsageError
 from qcompiler.ir.graph import Graph, Value
-from qcompiler.ir.ops import Conv, Dequantize, MatMul
+from qcompiler.ir.ops import Const, Conv, Dequantize, MatMul
 from qcompiler.ir.sequence import Attention
+from qcompiler.passes.weight_grid import information
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -99,7 +100,14 @@ def _precision_of(v: Value) -> Precision:
     if not isinstance(v.op, Conv):
         return Precision(8, min(_bits(v.inputs[0]), 8))
     read = _bits(v.inputs[0])
-    return Precision(min(_bits(v.inputs[1]), 8), 16 if read > 8 else read)
+    return Precision(min(_weight_bits(v), 8), 16 if read > 8 else read)
+
+
+def _weight_bits(v: Value) -> int:
+    """Of the convolution `v`; multiples of few integers are those."""
+    bits, w = _bits(v.inputs[1]), v.inputs[1].inputs[0] if v.inputs[1].inputs else v.inputs[1]
+    plain = isinstance(v.op, Conv) and v.op.groups == 1 and isinstance(w.op, Const)
+    return information(w.op.data, bits) if plain and isinstance(w.op, Const) else bits
 
 
 def _bits(v: Value) -> int:

@@ -109,6 +109,7 @@ def command(
             else write_program(quantized, target, system, name, place, as_json, not no_cache, tune)
         )
         summary["files"] = write_choice(quantized, budget)
+        warn_of_rounding(quantized)
     if calib is None:
         warn(SYNTHETIC)
     if as_json:
@@ -224,6 +225,15 @@ def quantized_model(
             progress=lambda done: tell("calibrating", done, total or 0),
             phases=tell,
         )
+
+
+def warn_of_rounding(model: QuantizedModel) -> None:
+    """Say why weights of few bits were not tuned to the network's answers, where torch would have done that."""
+    from qcompiler.passes.pipeline import NOT_DISTILLED
+    from qcompiler.passes.torch_network import MISSING
+
+    if any(reason == f"{NOT_DISTILLED}: {MISSING}" for _, reason in model.graphs.declined.reasons):
+        warn(f"{NOT_DISTILLED}, which loses less: {MISSING}")
 
 
 def sources(model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing, ends: Ends) -> tuple[Any, Any, Dataset | None]:

@@ -1,0 +1,130 @@
+"""Weights of few bits tuned to the float network's answers: better on samples that were held out, on their grid, the same every time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from qcompiler import api
+from qcompiler.passes import distill as method
+from qcompiler.passes import torch_network
+from qcompiler.passes.distill import Distilled, distill
+from qcompiler.passes.pipeline import NOT_DISTILLED, Options, Quantized, quantize
+from qcompiler.passes.precision.simulate import weights_of
+from qcompiler.passes.weight_grid import GROUP, grid_of_integers, grouped_grid
+
+DIGITS = Path(__file__).parents[2] / "models"
+PRODUCTS = 2e8
+Samples = Sequence[Mapping[str, NDArray[np.generic]]]
+
+
+def samples(count: int) -> Samples:
+    archive = np.load(DIGITS / "digits_calib.npz")
+    name = archive.files[0]
+    return [{name: x[None]} for x in archive[name][:count]]
+
+
+@cache
+def narrow(network: str) -> Quantized:
+    """Two bits, so that there is something to gain."""
+    graph = api.import_forms(str(DIGITS / f"{network}.onnx"), None)[0]
+    return quantize(graph, samples(96), Options(weight_bits=2, distill=False))
+
+
+def tuned(network: str, count: int = 96) -> Distilled | str:
+    q = narrow(network)
+    names = weights_of(q.qdq_graph)
+    first, *inner, last = names
+    widths = {first: 8, last: 8} | dict.fromkeys(inner, 2)
+    return distill(q.float_graph, q.qdq_graph, widths, samples(count), products=PRODUCTS)
+
+
+def test_held_out_samples_are_answered_better() -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("array_api_compat")
+    found = tuned("digits_dwconv")
+    assert isinstance(found, Distilled)
+    assert found.better
+    assert found.after < 0.9 * found.before
+
+
+def test_the_same_every_time_and_on_the_grid() -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("array_api_compat")
+    one, two = (tuned("digits_dwconv") for _ in range(2))
+    assert isinstance(one, Distilled)
+    assert isinstance(two, Distilled)
+    assert (one.before, one.after) == (two.before, two.after)
+    moved = 0
+    for name, (old, _) in weights_of(narrow("digits_dwconv").qdq_graph).items():
+        made = one.weights[name]
+        np.testing.assert_array_equal(made.weights, two.weights[name].weights)
+        np.testing.assert_array_equal(made.bias, two.weights[name].bias)
+        before = np.rint(old / made.scale.reshape(-1, 1, 1, 1)).astype(np.int64)
+        moved += int((before != made.weights).sum())
+        if made.bits == 8:
+            np.testing.assert_array_equal(before, made.weights)
+        elif made.weights.shape[-1] > 1:
+            assert np.abs(made.weights).max() <= 127
+        else:
+            assert (np.ptp(made.weights.reshape(len(old), -1), axis=1) <= 3).all()
+    assert moved
+
+
+def test_the_pipeline_keeps_what_is_better_and_reports_both_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("array_api_compat")
+    monkeypatch.setattr(method, "MOST_STEPS", 100)
+    monkeypatch.setattr(method, "LARGE", 8)
+    q = quantize(narrow("digits_dwconv").float_graph, samples(96), Options(weight_bits=2))
+    assert q.distilled is not None
+    assert q.distilled.after < q.distilled.before
+    kept = weights_of(q.qdq_graph)
+    for name, made in q.distilled.weights.items():
+        np.testing.assert_array_equal(np.rint(kept[name][0] / made.scale.reshape(-1, 1, 1, 1)), made.weights)
+    exchanged = weights_of(q.exchange_graph)
+    assert all(np.array_equal(kept[name][0], exchanged[name][0]) for name in q.distilled.weights)
+
+
+def test_the_user_hears_why_nothing_was_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(method, "import_torch", lambda: None)
+    q = quantize(narrow("digits_resnet").float_graph, samples(64), Options(weight_bits=4))
+    assert q.distilled is None
+    assert [r for _, r in q.declined.reasons if r.startswith(NOT_DISTILLED)] == [f"{NOT_DISTILLED}: {torch_network.MISSING}"]
+
+
+def test_few_samples_are_not_learned_from() -> None:
+    found = tuned("digits_resnet", 8)
+    assert isinstance(found, str)
+    assert "calibration samples" in found
+
+
+def test_eight_bits_are_left_alone() -> None:
+    q = quantize(narrow("digits_resnet").float_graph, samples(40))
+    assert q.distilled is None
+    assert not [r for _, r in q.declined.reasons if r.startswith(NOT_DISTILLED)]
+
+
+def test_samples_that_calibration_did_not_see_are_held_out() -> None:
+    learned, held = method.parts_of(method.woven([*range(60)], [*range(100, 160)]))
+    assert all(n >= 100 for n in held)
+    assert len(held) == 30
+    assert sorted([*learned, *held]) == [*range(60), *range(100, 160)]
+
+
+def test_integers_tell_their_grid() -> None:
+    w = np.random.default_rng(0).normal(size=(6, 80)) * np.repeat([1.0, 3.0, 9.0], [32, 32, 16])
+    grid = grouped_grid(w, np.ones_like(w), 7)
+    q = grid.nearest(w / grid.scale[:, None]).astype(np.int64)
+    found = grid_of_integers(q, grid.scale, 4, False)
+    np.testing.assert_array_equal(found.nearest(q.astype(np.float64)), q)
+    assert (np.diff(found.multipliers[:, :GROUP], axis=1) == 0).all()
+    assert found.reach <= 127
+    shifted = grid_of_integers(np.array([[-3, 12, 0], [0, 2, 5]]), np.ones(2), 4, True)
+    np.testing.assert_array_equal(shifted.low, [-3, 0])
+    np.testing.assert_array_equal(shifted.high, [12, 15])
