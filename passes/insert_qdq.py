@@ -224,7 +224,7 @@ def _grouping(v: Value, weight_groups: bool) -> Grouping:
     assert isinstance(v.op, Conv)
     if v.op.groups > 1:
         return Grouping.shifted if v.inputs[1].shape[3] == 1 else Grouping.none
-    return Grouping.multiplied if weight_groups and has_groups(v.inputs[1].shape) else Grouping.none
+    return Grouping.multiplied if weight_groups and has_groups(v.inputs[1].shape, v.type.size // v.shape[-1]) else Grouping.none
 
 
 def _source(v: Value) -> Value:

@@ -10,7 +10,7 @@ One shift for two registers of weights, and three instructions for two registers
 no room for a factor of 16. There p is taken apart first: on x86, which has no shifts of bytes, it holds a + 8 and b + 8, from which 8 is
 subtracted; elsewhere a and b modulo 16.
 
-Integers that are multiples, m_og q of one m in 1 .. 16 for each channel and `MULTIPLE` weights along K (`passes/weight_grid.py`), are stored as the
+Integers that are multiples, m_og q of one small m for each channel and `MULTIPLE` weights along K (`passes/weight_grid.py`), are stored as the
 nibbles of q and a byte for m. Nothing says so but the integers: m is their greatest common divisor.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.passes.weight_grid import GROUP as MULTIPLE
-from qcompiler.passes.weight_grid import has_groups
+from qcompiler.passes.weight_grid import may_have_groups
 
 from .dot import Chained, Dot, Maddubs
 from .dsl import Kernel, Ptr, Val, join
@@ -43,7 +43,7 @@ def divisors(w: NDArray[np.generic]) -> NDArray[np.int64]:
 
 def fit_multiples(w: NDArray[np.generic]) -> bool:
     """Whether weights [O, kh, kw, C] are nibbles times a number for each group."""
-    if not has_groups(w.shape):
+    if not may_have_groups(w.shape):
         return False
     rows = w.reshape(len(w), -1)
     m = np.repeat(divisors(rows), MULTIPLE, 1)[:, : rows.shape[1]]

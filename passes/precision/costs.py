@@ -36,7 +36,7 @@ def weight_bytes(v: Value, bits: int) -> int:
     shape, size = v.inputs[1].shape, v.inputs[1].type.size
     if bits > NIBBLE or v.op.groups > 1:
         return size
-    return -(-size // 2) + (shape[0] * -(-size // shape[0] // GROUP) if has_groups(shape) else 0)
+    return -(-size // 2) + (shape[0] * -(-size // shape[0] // GROUP) if has_groups(shape, v.type.size // v.shape[-1]) else 0)
 
 
 @dataclass(frozen=True)
