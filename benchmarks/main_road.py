@@ -20,7 +20,7 @@ import click
 from benchmarks.measure import CERTIFIED, TARGETS, all_equal, by_meaning, exactness, of_program, of_session, session
 from benchmarks.zoo import NETWORKS, Network, classification
 from qcompiler.api import build, quantize_model
-from qcompiler.backends.onnx import export_qdq
+from qcompiler.backends.onnx import export_target
 from qcompiler.runtime.bench import compare
 from qcompiler.runtime.cpu import cpu_name
 
@@ -55,7 +55,7 @@ def measure(net: Network, limit: int | None, exact: int) -> Row:
     inputs = data.evaluation[:exact]
     references = [host.reference(x) for x in inputs]
     programs = {t: by_meaning(model, t) for t in TARGETS}
-    floats, qdq = session(str(net.path)), session(export_qdq(model.graphs.exchange_graph).SerializeToString())
+    floats, qdq = session(str(net.path)), session(export_target(model.graphs, "onnx-qdq").SerializeToString())
     runners = {"float": of_session(floats), "qdq": of_session(qdq), "ours": of_program(host)}
     times = compare({name: partial(run, inputs[0]) for name, run in runners.items()}, 2.0)
     top1 = {name: data.judge([run(x) for x in data.first(limit)]) for name, run in runners.items()}

@@ -268,10 +268,18 @@ def _conv(op: Conv, operands: Sequence[Value], y: TensorType, name: str, residua
     scales = _conv_scales(x, w)
     own = np.zeros(w.shape[0], np.int64) if len(operands) < 3 else _bias(operands[2], scales)
     correction = quant_of(x.type).zero_point[0] * data.reshape(data.shape[0], -1).astype(np.int64).sum(1)
-    bias = constant((own - correction).astype(np.int32), f"{name}.bias")
+    bias = constant((own - correction - _second_half(scales, y)).astype(np.int32), f"{name}.bias")
     made = integer.IntConv(op.strides, op.pads, op.dilations, op.groups)
     added = [] if residual is None else [residual, constant(np.rint(_residual_unit(residual) / scales).astype(np.int32), f"{name}.residual")]
     return requantized(apply(made, x, w, bias, *added, name=f"{name}.acc"), scales, y, name)
+
+
+def _second_half(scales: NDArray[np.float64], y: TensorType) -> NDArray[np.int64]:
+    """Half of 1/64 of a step of the 8-bit `y`, in units of `scales`: a requantization rounds to 1/64 and then to whole steps, halves up both times.
+    Without this half the first only cuts off, so that results do not lean upwards."""
+    if y.dtype is not DType.i8:
+        return np.zeros(scales.shape, np.int64)
+    return np.rint(quant_of(y).scale[0] / scales * 2.0 ** -(FRACTION_BITS + 1)).astype(np.int64)
 
 
 def _residual_unit(r: Value) -> float:

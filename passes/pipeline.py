@@ -169,8 +169,9 @@ class Measured:
         """Scales by the method and within the scheme of `options`."""
         given = self.graph, options.activation_bits, options.plan, options.scheme
         readers, asked = wide_readers(*given), wide_readers(*given, light=False)
-        quantization = choose_all(self.graph, self.statistics, options, readers, self.levels)
-        spelled = choose_all(self.graph, self.statistics, options, asked, self.levels) if asked != readers else quantization
+        levels = self.levels if options.scheme == PLAIN else {}
+        quantization = choose_all(self.graph, self.statistics, options, readers, levels)
+        spelled = choose_all(self.graph, self.statistics, options, asked, levels) if asked != readers else quantization
         return Observed(quantization, self.means, self.covariances, spelled={v: q for v, q in spelled.items() if q != quantization[v]})
 
 

@@ -19,10 +19,11 @@ from qcompiler.frontend.export import export
 from qcompiler.ir.graph import Graph, Value, substitute
 from qcompiler.ir.ops import Quantize
 from qcompiler.ir.types import DType
+from qcompiler.passes.pipeline import Quantized
 
 from .qoperator import fuse_quantized
 
-__all__ = ["export_qdq", "export_qoperator", "unsigned"]
+__all__ = ["export_qdq", "export_qoperator", "export_target", "unsigned"]
 
 
 def export_qdq(graph: Graph, activations: DType | None = None, opset: int | None = None) -> ModelProto:
@@ -39,6 +40,15 @@ def export_qoperator(graph: Graph, activations: DType = DType.u8) -> ModelProto:
     """The Q/DQ graph as ONNX operators on integers, of the standard and of the com.microsoft domain; u8 because onnxruntime's
     QLinearConv of int8 activations is ten times slower on x86 (mobilenetv2, one thread of an EPYC with VNNI: 27 ms against 2.5)."""
     return export(unsigned(graph) if activations is DType.u8 else graph, fuse=fuse_quantized).model
+
+
+def export_target(made: Quantized, target: str) -> ModelProto:
+    """What the targets onnx-qdq and onnx-qoperator write.
+
+    The first is the program itself: where convolutions add residuals in their accumulators and streams have 16 bits, so has the graph. The second
+    spells all operators out between tensors of 8 bits, as integer operators are.
+    """
+    return export_qdq(made.qdq_graph) if target == "onnx-qdq" else export_qoperator(made.exchange_graph)
 
 
 STORED_AS: Mapping[DType, DType] = {DType.u8: DType.i8, DType.u16: DType.i16}

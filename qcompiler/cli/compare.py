@@ -181,11 +181,9 @@ def peer_call(network: Network, samples: Samples) -> Callable[[], object]:
 
 def exported_bytes(model: QuantizedModel, name: str) -> bytes:
     """The quantized ONNX network of an ONNX target."""
-    from qcompiler.backends.onnx import export_qdq, export_qoperator
+    from qcompiler.backends.onnx import export_target
 
-    graph = model.graphs.exchange_graph
-    network = export_qdq(graph) if name == "onnx-qdq" else export_qoperator(graph)
-    content: bytes = network.SerializeToString()
+    content: bytes = export_target(model.graphs, name).SerializeToString()
     return content
 
 

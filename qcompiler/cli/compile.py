@@ -324,10 +324,9 @@ def described(program: Program, place: Path) -> dict[str, Any]:
 
 def write_onnx(model: QuantizedModel, target: str, place: Path) -> dict[str, Any]:
     """Write the quantized ONNX model in one piece or not at all."""
-    from qcompiler.backends.onnx import export_qdq, export_qoperator
+    from qcompiler.backends.onnx import export_target
 
-    export = export_qdq if target == "onnx-qdq" else export_qoperator
-    content = export(model.graphs.exchange_graph).SerializeToString()
+    content = export_target(model.graphs, target).SerializeToString()
     written_whole(place, content)
     return {"artifact": str(place), "target": target, "size": len(content), "synthetic": model.synthetic}
 
