@@ -12,7 +12,6 @@ from float_graphs import Build, graph_of
 
 from qcompiler.errors import UsageError
 from qcompiler.ir.graph import Graph, Value
-from qcompiler.ir.integer import IntConv
 from qcompiler.ir.interpret import evaluate
 from qcompiler.ir.ops import Conv, Reshape
 from qcompiler.ir.pointwise import Clip
@@ -22,6 +21,7 @@ from qcompiler.passes.precision.choose import LOSS, Problem, choose
 from qcompiler.passes.precision.costs import Latencies
 from qcompiler.passes.precision.gradients import measure_second_order
 from qcompiler.passes.precision.loss import Classes, Directions, Values, drop_of, judge_of
+from qcompiler.passes.precision.plan import plan_of
 from qcompiler.passes.precision.search import BYTES, MILLISECONDS, Goal
 from qcompiler.passes.precision.sensitivity import measure_sensitivities, rank_correlations
 from qcompiler.passes.precision.simulate import Simulation, weights_of
@@ -214,9 +214,8 @@ def test_automatic_choice_keeps_its_promise_with_fewer_bytes() -> None:
     assert chosen.point.drop is not None
     assert chosen.point.drop.most <= 2.0
     assert chosen.point.costs[BYTES] < chosen.reference.costs[BYTES]
-    bits = {v.inputs[1].name: v.inputs[1].type.quant.bits for v in made.integer_graph.order if isinstance(v.op, IntConv)}  # type: ignore[union-attr]
-    convs = {v.name: v.inputs[1].name for v in made.float_graph.order if v.name in chosen.plan.layers}
-    assert {name: p.weights for name, p in chosen.plan.layers.items()} == {name: bits[w] for name, w in convs.items()}
+    written = plan_of(made.qdq_graph).layers
+    assert {name: p.weights for name, p in chosen.plan.layers.items()} == {name: written[name].weights for name in chosen.plan.layers}
 
 
 def test_budget_of_bytes_is_kept() -> None:
