@@ -271,7 +271,8 @@ def _measured(graph: Graph, preview: Batches, batches: Batches, options: Options
 
     statistics = calibrate(graph, batches, storage_points(graph), progress, gather)
     means = _means(graph, statistics) if options.correct_bias else None
-    levels = {v: q for v in graph.inputs for name, x in levels_of(graph, preview, options).items() if v.name == name and (q := x.quantization)}
+    found = levels_of(graph, preview, options)
+    levels = {v: q for v in graph.inputs if v.name in found and (q := found[v.name].quantization) is not None}
     known = covariances(graph, looked_at) if options.second_order else None
     if known is not None:
         known |= {v: moments.covariance() for v, moments in few.items() if moments.count}

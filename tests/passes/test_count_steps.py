@@ -20,7 +20,7 @@ from qcompiler.ir.graph import Declined, Graph
 from qcompiler.ir.interpret import evaluate
 from qcompiler.ir.ops import Conv, CountSteps, Pad
 from qcompiler.passes.count_steps import count_steps
-from qcompiler.passes.input_levels import Levels, input_levels
+from qcompiler.passes.input_levels import Levels
 from qcompiler.passes.pipeline import Options, quantize
 
 SIZE, OUT = 21, "y0"
@@ -132,8 +132,7 @@ def test_exported_graphs_count_steps_before_they_quantize() -> None:
         assert np.abs(theirs - ours).max() <= 0.02 * np.abs(ours).max()
 
 
-def test_levels_reach_the_convolution_of_a_real_importer() -> None:
-    assert isinstance(input_levels([images(LAYOUTS[0], 1)[0]["x"]]), Levels)
+def test_a_channel_of_ones_is_the_fourth() -> None:
     graph = count_steps(network(LAYOUTS[1]), {"x": replace(LEVELS, axis=3)}, Declined())
     first = next(v for v in graph.order if isinstance(v.op, Conv))
     assert first.inputs[0].shape[3] == 4
