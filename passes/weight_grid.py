@@ -1,10 +1,11 @@
 """Which integers the weights of few bits may be: steps per output channel, and multiples of them per group of weights.
 
-    w = S_o m_og q        q in [low, high], 2^bits - 1 or 2^bits of them;  m_og in 1, 2 .., one for each group g of 32 weights along K
+    w = S_o m_og q        q in [low, high], 2^bits - 1 or 2^bits of them;  m_og in 1 .. 4, one for each group g of 4 weights along K
 
 A scale per group in two levels (Dai et al. 2021, "VS-Quant: Per-vector Scaled Quantization for Accurate Low-Precision Neural Network
-Inference"), the upper one small enough for m q to be an int8: arithmetic, proofs and exported graphs are those of 8 bits, and only
-storage knows that a group is a number and nibbles (`backends/llvm/nibbles.py`).
+Inference"), the upper one of two bits, so that m q is an int8: arithmetic, proofs and exported graphs are those of 8 bits, and only
+storage knows that a group is nibbles and two bits (`backends/llvm/nibbles.py`): 4.5 bits a weight. At equal bytes many groups with coarse multipliers
+are nearer than few with fine ones.
 
 Depthwise kernels are stored one weight in a byte, and have few of them: there the 2^bits integers are any consecutive ones that hold zero,
 [low, low + 2^bits - 1], chosen per channel, as a zero point of the weights would have it.
@@ -26,13 +27,12 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-GROUP = 32
+GROUP = 4
 """Weights along K that share a multiplier."""
 ALIGNED = 16
 """Channels of windows of several pixels come in multiples of this, the longest step of a dot product."""
-MOST, REACH = 16, 31
-"""The greatest multiplier m, and the greatest m q: of six bits, whose chains of 16-bit sums are nearly always exact (`backends/llvm/chains`). Eight
-bits would lower the error of rounding to four by another 0.4 dB."""
+MOST = 4
+"""The greatest multiplier m. m q has six bits, whose chains of 16-bit sums are nearly always exact (`backends/llvm/chains`)."""
 NARROW = 4
 """From so many bits down, weights have multipliers, or are shifted."""
 TOPS = np.linspace(0.7, 1.0, 7)
@@ -52,7 +52,7 @@ class Grouping(Enum):
 def may_have_groups(shape: tuple[int, ...]) -> bool:
     """Whether weights [O, kh, kw, C] of a convolution without groups may have multipliers: where kernels walk K in whole groups, row by row."""
     _, kh, kw, c = shape
-    return kh * kw * c > GROUP and (kh * kw == 1 or c % ALIGNED == 0)
+    return kh * kw * c >= ALIGNED and (kh * kw == 1 or c % ALIGNED == 0)
 
 
 def has_groups(shape: tuple[int, ...], pixels: int) -> bool:
@@ -88,10 +88,9 @@ def even_grid(scale: Floats, k: int, greatest: int) -> Grid:
 
 def grouped_grid(w: Floats, h: Floats, greatest: int) -> Grid:
     """A multiplier for each group of the rows `w` [O, K], whose inputs have the variances `h` [O, K]."""
-    most = min(MOST, REACH // greatest)
     groups, weights = _in_groups(w), _in_groups(h)
     top = np.abs(w).max(1) / greatest
-    found = [_multiples(groups, weights, np.where(top > 0, top * part / most, 1.0), most, greatest) for part in TOPS]
+    found = [_multiples(groups, weights, np.where(top > 0, top * part / MOST, 1.0), greatest) for part in TOPS]
     best = np.argmin([error for error, _, _ in found], 0)
     scale, multipliers = (np.choose(best if a[0].ndim == 1 else best[:, None], a) for a in zip(*((s, m) for _, s, m in found)))
     grid = even_grid(np.where(top > 0, scale, 0.0), w.shape[1], greatest)
@@ -103,10 +102,10 @@ def _in_groups(a: Floats) -> Floats:
     return np.pad(a, ((0, 0), (0, -a.shape[1] % GROUP))).reshape(len(a), -1, GROUP)
 
 
-def _multiples(w: Floats, h: Floats, scale: Floats, most: int, greatest: int) -> tuple[Floats, Floats, Integers]:
+def _multiples(w: Floats, h: Floats, scale: Floats, greatest: int) -> tuple[Floats, Floats, Integers]:
     """(error [O], scale [O], multipliers [O, groups]): of each group the best multiple of `scale`."""
     least, multipliers = np.full(w.shape[:2], np.inf), np.ones(w.shape[:2], np.int64)
-    for m in range(1, most + 1):
+    for m in range(1, MOST + 1):
         error = _error(w, h, (scale * m)[:, None, None], -greatest, greatest)
         better = error < least
         least, multipliers = np.where(better, error, least), np.where(better, m, multipliers)
@@ -140,11 +139,7 @@ def _error(w: Floats, h: Floats, step: Floats, low: int, high: int) -> Floats:
 
 
 def grid_of_integers(q: Integers, scale: Floats, bits: int, shifted: bool) -> Grid:
-    """A grid of so many bits that the rows `q` [O, K] lie on: what storage finds in them.
-
-    A group's multiplier is the least divisor that all its integers have in common and that brings them within reach. `shifted` rows begin where
-    they do, and have room above.
-    """
+    """A grid of so many bits that the rows `q` [O, K] lie on: what storage finds in them. `shifted` rows begin where they do, and have room above."""
     grid = even_grid(scale, q.shape[1], (1 << (bits - 1)) - 1)
     if shifted:
         low = np.minimum(q.min(1), 0)
@@ -152,18 +147,21 @@ def grid_of_integers(q: Integers, scale: Floats, bits: int, shifted: bool) -> Gr
     greatest = int(grid.high.max(initial=1))
     if int(np.abs(q).max(initial=0)) <= greatest:
         return grid
-    groups = np.pad(q, ((0, 0), (0, -q.shape[1] % GROUP))).reshape(len(q), -1, GROUP)
-    divisor, reach = np.gcd.reduce(groups, 2), np.abs(groups).max(2)
-    multipliers = np.ones_like(divisor)
-    for m in range(127 // greatest, 0, -1):
-        multipliers = np.where((divisor % m == 0) & (reach <= greatest * m), m, multipliers)
-    return replace(grid, multipliers=np.repeat(multipliers, GROUP, 1)[:, : q.shape[1]])
+    return replace(grid, multipliers=np.repeat(multipliers_of(q, greatest), GROUP, 1)[:, : q.shape[1]])
+
+
+def multipliers_of(q: NDArray[np.generic], greatest: int) -> Integers:
+    """m [..., groups] of rows [..., K]: the least of which all integers of a group are multiples, up to `greatest` times; 0 where there is none."""
+    groups = np.pad(q.astype(np.int64), (*[(0, 0)] * (q.ndim - 1), (0, -q.shape[-1] % GROUP))).reshape(*q.shape[:-1], -1, GROUP)
+    found = np.zeros(groups.shape[:-1], np.int64)
+    for m in range(MOST, 0, -1):
+        found = np.where((groups % m == 0).all(-1) & (np.abs(groups).max(-1) <= greatest * m), m, found)
+    return found
 
 
 def information(q: NDArray[np.generic], bits: int) -> int:
     """Bits of what is stored of the integers `q` [O, kh, kw, C], which take `bits`: fewer where groups are multiples of one number."""
-    if bits <= NARROW or not may_have_groups(q.shape):
+    if not may_have_groups(q.shape):
         return bits
-    groups = np.abs(_in_groups(q.reshape(len(q), -1).astype(np.float64)).astype(np.int64))
-    reach = int((groups.max(2) // np.maximum(np.gcd.reduce(groups, 2), 1)).max(initial=1))
-    return found if (found := reach.bit_length() + 1) <= NARROW else bits
+    rows = q.reshape(len(q), -1)
+    return next((few for few in range(2, min(NARROW + 1, bits)) if multipliers_of(rows, (1 << (few - 1)) - 1).all()), bits)

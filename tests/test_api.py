@@ -14,7 +14,7 @@ from qcompiler.api import build, quantize_model
 from qcompiler.errors import UsageError
 from qcompiler.ir.integer import IntConv
 from qcompiler.ir.ops import const_data
-from qcompiler.passes.weight_grid import MOST, REACH, has_groups
+from qcompiler.passes.weight_grid import MOST, has_groups
 
 MODEL = Path(__file__).parents[1] / "models" / "digits_dwconv.onnx"
 
@@ -46,7 +46,7 @@ def test_precision_by_name(precision: str | None, weights: int, greatest: int) -
     )
     for v in (v for v in convs if v not in depthwise):
         w = const_data(v.inputs[1]).astype(int)
-        most = greatest if weights == 8 or not has_groups(w.shape, v.type.size // v.shape[-1]) else greatest * min(MOST, REACH // greatest)
+        most = greatest if weights == 8 or not has_groups(w.shape, v.type.size // v.shape[-1]) else greatest * MOST
         assert greatest <= np.abs(w).max() <= most
     for rows in (const_data(v.inputs[1]).astype(int).reshape(v.shape[-1], -1) for v in depthwise):
         assert np.ptp(np.c_[rows, np.zeros(len(rows), int)], axis=1).max() < 1 << weights, "consecutive integers that hold zero"

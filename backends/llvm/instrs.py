@@ -7,7 +7,7 @@ against its meaning and finds its mnemonic in the assembly.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,12 @@ def prefetch(k: Kernel, pointer: Any) -> None:
 
 def splat(like: Any, value: int) -> Any:
     """A constant of `like`'s vector type."""
-    return ir.Constant(like, [value] * like.count)
+    return vector(like, [value] * like.count)
+
+
+def vector(like: Any, values: Sequence[int]) -> Any:
+    """A constant of `like`'s vector type, lane by lane."""
+    return ir.Constant(like, list(values))
 
 
 def shuffle(b: Any, x: Any, y: Any, picks: list[int]) -> Any:

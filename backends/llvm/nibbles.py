@@ -10,22 +10,28 @@ One shift for two registers of weights, and three instructions for two registers
 no room for a factor of 16. There p is taken apart first: on x86, which has no shifts of bytes, it holds a + 8 and b + 8, from which 8 is
 subtracted; elsewhere a and b modulo 16.
 
-Integers that are multiples, m_og q of one small m for each channel and `MULTIPLE` weights along K (`passes/weight_grid.py`), are stored as the
-nibbles of q and a byte for m. Nothing says so but the integers: m is their greatest common divisor.
+Integers that are multiples, m q of an m in 1 .. 4 for each channel and four weights along K (`passes/weight_grid.py`), are stored as the nibbles of q
+and two bits for m - 1. Nothing says so but the integers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.passes.weight_grid import GROUP as MULTIPLE
-from qcompiler.passes.weight_grid import may_have_groups
+from qcompiler.passes.weight_grid import GROUP, may_have_groups, multipliers_of
 
 from .dot import Chained, Dot, Maddubs
 from .dsl import Kernel, Ptr, Val, join
+from .instrs import vector
 
 LARGEST = 7
+FIELDS, FIELD = 4, 2
+"""Multipliers in a byte, and the bits of each."""
+CODED = FIELDS * GROUP
+"""Weights along K whose multipliers lie in one byte."""
 MOST_PRODUCTS = (1 << 31) // (255 * 119)
 """Products of u8 and at most 119 = 16 * 7 + 7 whose sum fits in 32 bits."""
 
@@ -35,19 +41,23 @@ def fit(w: NDArray[np.generic]) -> bool:
     return bool(np.abs(w.astype(np.int16)).max(initial=0) <= LARGEST) and w[0].size < MOST_PRODUCTS
 
 
-def divisors(w: NDArray[np.generic]) -> NDArray[np.int64]:
-    """m [..., groups] of rows [..., K]: what all the weights of a group are multiples of; 1 for zeros."""
-    padded = np.pad(w.astype(np.int64), (*[(0, 0)] * (w.ndim - 1), (0, -w.shape[-1] % MULTIPLE)))
-    return np.maximum(np.gcd.reduce(padded.reshape(*w.shape[:-1], -1, MULTIPLE), -1), 1)
-
-
 def fit_multiples(w: NDArray[np.generic]) -> bool:
     """Whether weights [O, kh, kw, C] are nibbles times a number for each group."""
-    if not may_have_groups(w.shape):
-        return False
-    rows = w.reshape(len(w), -1)
-    m = np.repeat(divisors(rows), MULTIPLE, 1)[:, : rows.shape[1]]
-    return bool((np.abs(rows.astype(np.int64)) <= LARGEST * m).all())
+    return may_have_groups(w.shape) and bool(multipliers_of(w.reshape(len(w), -1), LARGEST).all())
+
+
+def coded(m: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Multipliers [..., groups] in bytes, the first in the lowest bits: [..., groups / FIELDS], rounded up."""
+    padded = np.pad(m - 1, (*[(0, 0)] * (m.ndim - 1), (0, -m.shape[-1] % FIELDS)))
+    fields = padded.reshape(*m.shape[:-1], -1, FIELDS) << FIELD * np.arange(FIELDS)
+    return fields.sum(-1).astype(np.uint8).view(np.int8)
+
+
+def multiply(k: Kernel, q: Val, codes: Val, groups: Sequence[int]) -> Val:
+    """m q of a register of nibbles that were taken apart: byte i belongs to group `groups[i]` of the byte codes[i]."""
+    shifts = Val(k, (vector(codes.regs[0].type, [FIELD * g for g in groups]),), 8)
+    less_one = codes.map(k.b.lshr, shifts).map(k.b.and_, k.splat((1 << FIELD) - 1, 8))
+    return q + q * less_one
 
 
 def pack_bytes(w: NDArray[np.int8]) -> NDArray[np.int8]:

@@ -1,6 +1,6 @@
 """What a layer costs in each width: bytes of its weights, and milliseconds where they were measured or modelled.
 
-Weights of at most four bits lie two in a byte, beside a byte for each group's multiplier; all others, and depthwise ones, one in a byte.
+Weights of at most four bits lie two in a byte, beside two bits for each group's multiplier, rounded up to bytes; all others, and depthwise ones, one in a byte.
 A latency table is a JSON file, so that other tools can read and write it; milliseconds are those of one thread:
 
     {"target": "x86-64-avx512vnni", "cpu": "...",              null where latencies are modelled
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import UsageError
 from qcompiler.ir.graph import Value
 from qcompiler.ir.ops import Conv
-from qcompiler.passes.weight_grid import GROUP, has_groups
+from qcompiler.passes.weight_grid import ALIGNED, has_groups
 
 NIBBLE = 4
 
@@ -36,7 +36,7 @@ def weight_bytes(v: Value, bits: int) -> int:
     shape, size = v.inputs[1].shape, v.inputs[1].type.size
     if bits > NIBBLE or v.op.groups > 1:
         return size
-    return -(-size // 2) + (shape[0] * -(-size // shape[0] // GROUP) if has_groups(shape, v.type.size // v.shape[-1]) else 0)
+    return -(-size // 2) + (shape[0] * -(-size // shape[0] // ALIGNED) if has_groups(shape, v.type.size // v.shape[-1]) else 0)
 
 
 @dataclass(frozen=True)

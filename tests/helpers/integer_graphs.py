@@ -124,11 +124,11 @@ class Builder:
         reach: int = 127,
         most: int = 1,
     ) -> Value:
-        """`reach` is the greatest weight; every 32 of a channel along K are multiplied by a number up to `most`."""
+        """`reach` is the greatest weight; every 4 of a channel along K are multiplied by a number up to `most`."""
         w = self.rng.integers(-reach, reach + 1, (out, *kernel, x.shape[3] // groups)).astype(np.int8)
         if most > 1:
-            shared = self.rng.integers(1, most + 1, (out, -(-w[0].size // 32)))
-            w = (w * np.repeat(shared, 32, 1)[:, : w[0].size].reshape(w.shape)).astype(np.int8)
+            shared = self.rng.integers(1, most + 1, (out, -(-w[0].size // 4)))
+            w = (w * np.repeat(shared, 4, 1)[:, : w[0].size].reshape(w.shape)).astype(np.int8)
         bias = self.rng.integers(-2000, 2000, out) - x.type.quant.zero_point[0] * w.astype(np.int64).sum((1, 2, 3))
         op = IntConv(strides, pads, dilations, groups)
         return self.apply(op, x, self.const(w), self.const(bias.astype(np.int32)))

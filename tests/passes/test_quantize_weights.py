@@ -54,7 +54,7 @@ def test_wide_weights_are_not_clipped(bits: int) -> None:
 def test_grids_come_closer_and_stay_in_range(grouping: Grouping, bits: int) -> None:
     """Than one step per channel does; channels whose groups differ in range, and one that is dead."""
     k = 9 if grouping is Grouping.shifted else 150
-    w = RNG.normal(size=(12, 1, 1, k)) * np.exp(RNG.normal(size=(12, 1, 1, -(-k // 32))).repeat(32, 3)[..., :k])
+    w = RNG.normal(size=(12, 1, 1, k)) * np.exp(RNG.normal(size=(12, 1, 1, -(-k // 4))).repeat(4, 3)[..., :k])
     w[3] = 0
     flat = w.reshape(12, -1)
     even, grid = (grid_of(w, bits, None, grouping=g) for g in (Grouping.none, grouping))
@@ -67,7 +67,7 @@ def test_grids_come_closer_and_stay_in_range(grouping: Grouping, bits: int) -> N
     assert (grid.high - grid.low < 1 << bits).all()
     assert grid.scale[3] == 0
     if grouping is Grouping.multiplied:
-        assert (grid.multipliers[:, :128].reshape(12, 4, 32) == grid.multipliers[:, :128:32, None]).all()
+        assert (grid.multipliers[:, :148].reshape(12, 37, 4) == grid.multipliers[:, :148:4, None]).all()
         assert grid.multipliers.max() > 1
     else:
         assert (grid.low <= 0).all()

@@ -5,9 +5,9 @@ in every tile of pixels. A layer of many pixels does it before it begins, and th
 
     in each tile:   pixels / TILE * unpacking              beforehand:   unpacking + STORE + LOAD
 
-Nibbles with multipliers are always taken apart so, to the bytes m q. They lie in the order of K; every 32 along K share registers of
-multipliers, one byte for each channel of a register. Where the kernel of eight bits walks K in an order of its own (`chain`), a table says where
-each group goes:
+Nibbles with multipliers are always taken apart so, to the bytes m q. They lie in the order of K; every 16 along K share registers of
+multipliers, one byte for each channel of a register, two bits for each four along K. Where the kernel of eight bits walks K in an order of its own
+(`chain`), a table says where each group goes:
 
     block before:   header | places of the groups, where they are not in order | multipliers | nibbles
     block after:    header | registers
@@ -30,6 +30,7 @@ from qcompiler.ir.ops import const_data
 from qcompiler.ir.types import DType
 from qcompiler.passes.partition import Step
 from qcompiler.passes.weight_grid import GROUP as MULTIPLE
+from qcompiler.passes.weight_grid import multipliers_of
 
 from .chain import WORD, header_bytes
 from .conv import ConvConfig
@@ -67,8 +68,8 @@ class Part:
 
     @property
     def shared(self) -> int:
-        """Groups of K that share multipliers."""
-        return MULTIPLE // self.dot.group
+        """Groups of K that share bytes of multipliers."""
+        return nibbles.CODED // self.dot.group
 
     def channels(self, target: Target) -> int:
         """In a register."""
@@ -173,18 +174,20 @@ def _places(header: NDArray[np.int8], part: Part) -> NDArray[np.int32]:
 
 
 def _divided(registers: NDArray[np.int8], part: Part, target: Target) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
-    """Multipliers [shared groups, count, channels] and what is left of registers [depth, count, bytes] in the order of K."""
-    at, channels = _channel_of_bytes(part.dot, target), part.channels(target)
-    each = np.stack([registers[..., at == i] for i in range(channels)], 2)  # [depth, count, channels, group]
-    m = nibbles.divisors(each.transpose(1, 2, 0, 3).reshape(part.count, channels, -1)).transpose(2, 0, 1)
-    whole = np.repeat(m, part.shared, 0)[: part.depth]
-    return m.astype(np.int8), (registers // whole[..., at]).astype(np.int8)
+    """Bytes of multipliers [shared groups, count, channels] and what is left of registers [depth, count, bytes] in the order of K."""
+    channel, element = _bytes_of_register(part.dot, target)
+    places = np.lexsort((element, channel)).reshape(part.channels(target), -1)
+    rows = registers[..., places].transpose(1, 2, 0, 3).reshape(part.count, len(places), -1)  # [count, channels, K]
+    m = multipliers_of(rows, nibbles.LARGEST)
+    whole = np.repeat(m, MULTIPLE, 2)[..., : rows.shape[2]].reshape(part.count, len(places), part.depth, -1).transpose(2, 0, 1, 3)
+    return nibbles.coded(m).transpose(2, 0, 1), (registers // whole[..., channel, element]).astype(np.int8)
 
 
-def _channel_of_bytes(dot: Dot, target: Target) -> NDArray[np.int64]:
-    """Which of a register's channels each of its bytes belongs to."""
-    lanes = np.repeat(np.arange(target.lanes, dtype=np.int8)[:, None], dot.group, 1)
-    return dot.pack(lanes).ravel()[: target.vector_bytes].astype(np.int64)
+def _bytes_of_register(dot: Dot, target: Target) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(which of a register's channels each of its bytes belongs to, which element of a step it is)."""
+    every = np.arange(target.lanes * dot.group).reshape(target.lanes, dot.group)
+    channel, element = np.divmod(dot.pack(every).ravel()[: target.vector_bytes], dot.group)
+    return channel, element
 
 
 def emit_unpack(k: Kernel, parts: tuple[Part, ...]) -> None:
@@ -235,12 +238,12 @@ def _emit_multiples(k: Kernel, part: Part, packed: Ptr, unpacked: Ptr) -> None:
 
 
 def _emit_shared(k: Kernel, part: Part, groups: int, numbers: Ptr, weights: Ptr, out: Ptr, table: Ptr | None) -> None:
-    """Registers that share multipliers: `groups` groups of `count`."""
+    """Registers that share bytes of multipliers: `groups` groups of `count`."""
     size, count, channels = k.target.vector_bytes, part.count, part.channels(k.target)
-    picks = _channel_of_bytes(part.dot, k.target).tolist()
-    multipliers = [k.permute(k.load_lanes(numbers + c * channels, 8, channels), picks) for c in range(count)]
+    channel, element = _bytes_of_register(part.dot, k.target)
+    codes = [k.permute(k.load_lanes(numbers + c * channels, 8, channels), channel.tolist()) for c in range(count)]
     for first in range(0, groups * count, 2):
         for n, q in zip(range(first, min(first + 2, groups * count)), nibbles.load_bytes(k, weights + first // 2 * size)):
             g, c = divmod(n, count)
             place = out + n * size if table is None else out + k.load_index(table + g * WORD) + c * size
-            k.store(place, q * multipliers[c])
+            k.store(place, nibbles.multiply(k, q, codes[c], ((g * part.dot.group + element) // MULTIPLE).tolist()))

@@ -17,6 +17,7 @@ from qcompiler.backends.llvm.lower import ObjectCode, compile_object
 from qcompiler.backends.llvm.target import TARGETS
 from qcompiler.ir.types import Quantization
 from qcompiler.passes.quantize_weights import quantize_weights
+from qcompiler.passes.weight_grid import multipliers_of
 
 SAME = ((1, 1), (1, 1))
 
@@ -43,27 +44,27 @@ def test_four_bits_take_half_the_bytes(target: str, pixels: int) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("pixels", [1, 40])
-def test_multipliers_of_groups_take_a_byte_each(target: str, pixels: int) -> None:
+def test_multipliers_of_groups_take_two_bits_each(target: str, pixels: int) -> None:
     """And where products are chained, a table of places for each block: of 16 weights along K and more for each byte of it."""
-    wide, narrow = (compiled(target, *kind) for kind in ((127, pixels), (7, pixels, 16)))
+    wide, narrow = (compiled(target, *kind) for kind in ((127, pixels), (7, pixels, 4)))
     weights = 256 * 192 + 9 * 192 * 130
     saved = wide.interface.weights_size - narrow.interface.weights_size
-    assert 0.34 * weights < saved < 0.6 * weights
+    assert 0.28 * weights < saved < 0.6 * weights
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("c", [16, 40, 64])
 def test_nibbles_with_multipliers_are_exact(target: str, c: int) -> None:
-    """Whole groups of 32 along K and a rest; one pixel and several; blocks that are not full; reference and kernel to the bit."""
+    """Whole bytes of multipliers along K and a rest; one pixel and several; blocks that are not full; reference and kernel to the bit."""
     b = Builder()
-    made = [b.conv(b.input(1, 1, pixels, c), n, reach=7, most=16) for pixels in (1, 9) for n in (5, 37, 130)]
+    made = [b.conv(b.input(1, 1, pixels, c), n, reach=7, most=4) for pixels in (1, 9) for n in (5, 37, 130)]
     made += [
-        b.conv(b.input(1, 5, 6, 48), 37, (3, 3), pads=SAME, reach=7, most=16),
-        b.conv(b.input(1, 7, 8, c + 1), 70, strides=(2, 2), reach=7, most=18),
+        b.conv(b.input(1, 5, 6, 48), 37, (3, 3), pads=SAME, reach=7, most=4),
+        b.conv(b.input(1, 7, 8, c + 1), 70, strides=(2, 2), reach=7, most=4),
     ]
     graph = b.graph(*made)
     program, feeds = KernelProgram(graph, here(target)), b.feeds()
-    assert sum(launch.emit is emit_unpack for launch in program.launches) >= (len(made) if c > 32 else 1)
+    assert sum(launch.emit is emit_unpack for launch in program.launches) >= len(made)
     expected = reference.run(graph, feeds)
     for name, got in zip(graph.output_names, program.run(feeds), strict=True):
         np.testing.assert_array_equal(got, expected[name])
@@ -74,11 +75,14 @@ def test_nibbles_with_multipliers_are_exact(target: str, c: int) -> None:
 def test_what_is_a_multiple() -> None:
     w = np.random.default_rng(1).integers(-7, 8, (5, 3, 3, 16)).astype(np.int8)
     assert nibbles.fit_multiples(w)
-    assert nibbles.fit_multiples(w * 13)
-    w[2, 0, 0, 0] = 8
-    assert nibbles.fit_multiples(w) == (not np.any(w[2].ravel()[:32] % 2))
+    assert nibbles.fit_multiples(w * 4)
+    assert not nibbles.fit_multiples(w * 5)
+    for second, fits in ((2, True), (3, False)):
+        w[2, 0, 0, :4] = 8, second, 0, 0
+        assert nibbles.fit_multiples(w) == fits
     assert not nibbles.fit_multiples(np.zeros((5, 3, 3, 17), np.int8))
-    assert nibbles.divisors(np.array([[6, -9, 0] + [0] * 29 + [-14]])).tolist() == [[3, 14]]
+    assert multipliers_of(np.array([[6, -9, 0, 15, -12, 8, 28, 4, 8, 1]]), 7).tolist() == [[3, 4, 0]]
+    assert nibbles.coded(np.array([[1, 4, 3, 2, 2]])).tolist() == [[0b01101100, 0b01]]
 
 
 @pytest.mark.parametrize("target", TARGETS)
