@@ -1,22 +1,15 @@
 """Integers of few bits that answer as the float network does: rounding decided by the whole network's error instead of each layer's.
 
-    minimise   E_x KL(f(x) || f_q(x; W, b))      over W = S m q, q integers in [low, high], and biases b
-    W = S m clip(round(u))                       u real, one for each weight; du = dW / (S m), straight through the rounding
+    minimise   E_x [KL(f(x) || f_q(x; W, b)) + F mean_s E|h_s - h_s,q|^2 / Var h_s]      over integers W within their grids, and biases b
 
-f is the float network, f_q the Q/DQ network with its activations in 8 bits. No labels are needed: f is the teacher (Hinton et al. 2015, "Distilling
-the Knowledge in a Neural Network"). The grid (S, m, low, high) stays as it was chosen, and u begins at the integers of second-order rounding
-(`round_weights`), so that few have to move: the rate is such that a weight reaches the next integer where derivatives agree. These pass through the
-rounding (Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons"; Hubara et al. 2020, "AdaQuant"). Layers of 8 bits
-keep their weights; biases of all layers follow.
+f is the float network, f_q the Q/DQ network with its activations in 8 bits, h_s the values at the stages s through which everything passes
+(`stages`). No labels are needed: f is the teacher (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"; for the stages Romero et al.
+2015, "FitNets"). The answers alone would be learned by heart: a hundred samples say little of a million weights, all their pixels at every stage do.
 
-    b = b' - (W - W_0) E[x]            b' and u are what is learned
-
-Activations are seldom negative, so that without the second term all weights of a channel would be driven alike by what is an error of the mean;
-with it a weight answers for x - E[x] alone, as in second-order rounding.
-
-Calibration data are few, so inputs are mixed, x = (1 - a) x_i + a x_j with a up to `MIXED`, and the teacher answers the mixture (after Zhang et al.
-2018, "mixup"). Answers that are not classes are judged by their noise (`precision/loss.py`). Every fourth sample is held out of this: where it
-does not lower their loss, nothing is changed.
+The grid (S, m, low, high) stays as it was chosen, and weights begin at the integers of second-order rounding (`round_weights`); what moves them is in
+`latent_weights`. Layers of 8 bits keep their weights; biases of all layers follow. Inputs are drawn in the manner of the calibration samples
+(`mixtures`). Answers that are not classes are judged by their noise (`precision/loss.py`). Every fourth sample is held out of this: where it does not
+lower their loss, nothing is changed.
 
 Adam (Kingma & Ba 2015), steps in units of S m, falling to zero along a cosine. Needs torch.
 """
@@ -25,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import cos, pi
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -33,26 +25,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.ir.graph import Graph, Value
-from qcompiler.ir.ops import Const, Conv
+from qcompiler.ir.ops import Conv, Dequantize, Quantize
 
+from .latent_weights import Latent, Layer, integers_behind, straight_through
+from .mixtures import Mixtures
 from .precision.loss import Classes, Judge, Values, judge_of
-from .quantize_weights import MAX_BIAS, QuantizedWeights
+from .quantize_weights import QuantizedWeights
+from .stages import stages
 from .torch_network import MISSING, Feeds, Parameters, Tensor, TorchNetwork, import_torch, is_plain, judged
-from .weight_grid import NARROW, Grid, grid_of_integers
 
-RATE = 0.003
-"""Of a step between integers of weights, each update of a bias at first."""
-TRAVEL, FASTEST = 1.0, 0.01
-"""Steps between integers that a weight goes where all derivatives agree on the direction; noise seldom takes it across one."""
-MIXED = 0.3
+BIAS_RATE, WEIGHT_RATE = 0.001, 0.015
+"""Parts of a step between integers of weights, each update at first."""
+FEATURES = 10.0
+"""F: nats that noise at the stages as great as what is there counts."""
 EVERY = 4
 """Of so many samples the last is held out."""
+LEAST_VARIANCE = 1e-12
 LEAST = 32
 """Samples, without which nothing can be learned of answers to others."""
-PRODUCTS = 2.4e11
+PRODUCTS = 8e11
 """Multiply-accumulates of all samples that the float network answers on the way: some minutes."""
-BATCH, MOST_STEPS, LEAST_STEPS = 8, 400, 40
-LARGE = 32
+BATCH, MOST_STEPS, LEAST_STEPS = 8, 300, 40
+LARGE = 16
 """Samples in a batch where many of them can be afforded."""
 Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
@@ -105,9 +99,10 @@ def distill(
     if found is None:
         return MISSING
     torch, xp = found
-    layers = {v.name: _Layer.of(v, widths.get(v.name, 8), means.get(v.name)) for v in qdq.order if _is_layer(v)}
+    layers = {v.name: Layer.of(v, widths.get(v.name, 8), means.get(v.name)) for v in qdq.order if _is_layer(v)}
+    pairs = _compared(judged(graph), judged(qdq))
     try:
-        teacher, student = (TorchNetwork(judged(g), torch, xp, samples[0]) for g in (graph, qdq))
+        teacher, student = (TorchNetwork(judged(g), torch, xp, samples[0], [p[i] for p in pairs]) for i, g in enumerate((graph, qdq)))
         return _Distillation(torch, teacher, student, layers, samples, progress or _silent).run(_steps(graph, products))
     except (NotImplementedError, TypeError) as problem:
         return f"torch cannot run the network: {problem}"
@@ -131,131 +126,48 @@ def _steps(graph: Graph, products: float) -> tuple[int, int]:
 
 def _is_layer(v: Value) -> bool:
     """Whether weights and bias of `v` are integers, of which only this layer knows the scale."""
-    return isinstance(v.op, Conv) and len(v.inputs) == 3 and all(_integers(i) is not None for i in v.inputs[1:])
+    return isinstance(v.op, Conv) and len(v.inputs) == 3 and all(integers_behind(i) is not None for i in v.inputs[1:])
 
 
-def _integers(v: Value) -> Value | None:
-    """The quantized constant behind a Dequantize."""
-    i = v.inputs[0] if v.inputs else v
-    return i if isinstance(i.op, Const) and i.type.quant is not None else None
-
-
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """Integers of a layer as they were, their scales [O], and the grid of weights that may move."""
-
-    weights: NDArray[np.int64]
-    bias: NDArray[np.int64]
-    scale: NDArray[np.float64]
-    bias_scale: NDArray[np.float64]
-    bits: int
-    grid: Grid | None
-    mean: NDArray[np.float64]
-    """[O, C/groups]"""
-
-    @classmethod
-    def of(cls, v: Value, bits: int, mean: NDArray[np.float64] | None) -> _Layer:
-        """Of the convolution `v`, whose weights were to have so many bits, and which reads `mean` on average."""
-        w, b = (_integers(i) for i in v.inputs[1:])
-        assert w is not None
-        assert b is not None
-        assert isinstance(w.op, Const)
-        assert isinstance(b.op, Const)
-        assert w.type.quant is not None
-        assert b.type.quant is not None
-        integers = w.op.data.astype(np.int64)
-        scale, bias_scale = (np.broadcast_to(np.array(t.type.quant.scale), len(integers)) for t in (w, b) if t.type.quant)
-        assert isinstance(v.op, Conv)
-        depthwise = v.op.groups > 1 and w.shape[3] == 1
-        read = np.zeros(w.shape[3] * v.op.groups) if mean is None else mean
-        rows = np.repeat(read.reshape(v.op.groups, -1), len(integers) // v.op.groups, 0)
-        grid = grid_of_integers(integers.reshape(len(integers), -1), scale, bits, depthwise and bits <= NARROW) if bits < 8 else None
-        return cls(integers, b.op.data.astype(np.int64), scale, bias_scale, w.type.quant.bits, grid, rows)
-
-    def made(self, weights: NDArray[np.floating] | None, bias: NDArray[np.floating]) -> QuantizedWeights:
-        """With other `weights`, integers, and another real `bias`; integers of it that would be too great stay."""
-        q = self.weights if weights is None else weights.astype(np.int64)
-        b = np.rint(bias.astype(np.float64) / self.bias_scale)
-        b = np.where(np.abs(b) <= MAX_BIAS, b, self.bias)
-        return QuantizedWeights(q.astype(np.int8), np.array(self.scale), b.astype(np.int32), (), self.bits)
-
-
-class _Latent:
-    """The real numbers behind a layer's integers, as tensors that follow derivatives."""
-
-    def __init__(self, torch: Any, rounding: Any, layer: _Layer) -> None:
-        self.layer, self._round = layer, rounding
-        column = (-1, *[1] * (layer.weights.ndim - 1))
-        scale = torch.tensor(layer.scale, dtype=torch.float32)
-        self._unit = scale
-        self.bias = torch.nn.Parameter(torch.tensor(layer.bias * layer.bias_scale, dtype=torch.float32) / scale)
-        self._fixed = torch.tensor(layer.weights, dtype=torch.float32) * scale.reshape(column)
-        self.u = None
-        if (grid := layer.grid) is not None:
-            self._multiple = torch.tensor(grid.multipliers.reshape(layer.weights.shape), dtype=torch.float32)
-            self._step = self._multiple * scale.reshape(column)
-            self._ends = [torch.tensor(a.reshape(column), dtype=torch.float32) for a in (grid.low, grid.high)]
-            self.u = torch.nn.Parameter(torch.tensor(layer.weights, dtype=torch.float32) / self._multiple)
-            self._mean = torch.tensor(layer.mean, dtype=torch.float32)
-
-    def parameters(self) -> tuple[Tensor, Tensor]:
-        """Weights and bias that the network computes with."""
-        if self.u is None:
-            return self._fixed, self.bias * self._unit
-        w = self._round.apply(self.u, *self._ends) * self._step
-        return w, self.bias * self._unit - ((w - self._fixed).sum((1, 2)) * self._mean).sum(1)
-
-    def made(self) -> QuantizedWeights:
-        """The integers that it stands for now."""
-        w = None if self.u is None else (self._round.apply(self.u, *self._ends) * self._multiple).detach().numpy()
-        return self.layer.made(w, self.parameters()[1].detach().numpy())
+def _compared(graph: Graph, qdq: Graph) -> list[tuple[Value, Value]]:
+    """Stages of the float network, and what the Q/DQ network stores of them."""
+    stored = {v.inputs[0].inputs[0].name: v for v in qdq.order if isinstance(v.op, Dequantize) and isinstance(v.inputs[0].op, Quantize)}
+    return [(v, stored[v.name]) for v in stages(graph) if v.name in stored]
 
 
 class _Distillation:
     def __init__(
-        self, torch: Any, teacher: TorchNetwork, student: TorchNetwork, layers: Mapping[str, _Layer], samples: Sequence[Feeds], tell: Progress
+        self, torch: Any, teacher: TorchNetwork, student: TorchNetwork, layers: Mapping[str, Layer], samples: Sequence[Feeds], tell: Progress
     ) -> None:
         self._torch, self._teacher, self._student, self._tell = torch, teacher, student, tell
         self._seen, self._held = ([self._tensors([s]) for s in part] for part in parts_of(samples))
         rounding = straight_through(torch)
-        self._latent = {name: _Latent(torch, rounding, layer) for name, layer in layers.items()}
+        self._latent = {name: Latent(torch, rounding, layer) for name, layer in layers.items()}
         self._answers = list(self._answered(teacher, None))
         self._judge: Judge = judge_of(teacher.graph, self._answers)
-        self._random = torch.Generator().manual_seed(0)
+        self._inputs = Mixtures(torch, self._seen)
 
     def run(self, plan: tuple[int, int]) -> Distilled:
         """So many steps of so many samples."""
         steps, batch = plan
         before = self._loss_of_held()
-        rates = RATE, min(2 * TRAVEL / steps, FASTEST)
         parts = [latent.bias for latent in self._latent.values()], [latent.u for latent in self._latent.values() if latent.u is not None]
-        optimizer = self._torch.optim.Adam([{"params": p, "lr": rate} for p, rate in zip(parts, rates) if p])
+        groups = [{"params": p, "lr": rate} for p, rate in zip(parts, (BIAS_RATE, WEIGHT_RATE)) if p]
+        optimizer = self._torch.optim.Adam(groups)
+        falling = self._torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for n in range(steps):
             self._tell("tuning weights", n, steps)
-            for group, rate in zip(optimizer.param_groups, rates):
-                group["lr"] = rate * (1 + cos(pi * n / steps)) / 2
-            feeds = self._mixed(batch)
+            feeds = self._inputs.draw(batch)
             with self._torch.no_grad():
-                wanted = self._teacher(feeds)
-            loss = self._loss(wanted, self._student(feeds, self._parameters()))
+                wanted = self._teacher.values(feeds)
             optimizer.zero_grad()
-            loss.backward()
+            self._loss(wanted, self._student.values(feeds, self._parameters())).backward()
             optimizer.step()
+            falling.step()
         return Distilled({name: latent.made() for name, latent in self._latent.items()}, before, self._loss_of_held())
 
     def _parameters(self) -> Parameters:
         return {name: latent.parameters() for name, latent in self._latent.items()}
-
-    def _mixed(self, count: int) -> dict[str, Tensor]:
-        """Samples that were not held out, each mixed with another; integers are not mixed."""
-        torch = self._torch
-        first, second = (torch.randint(len(self._seen), (count,), generator=self._random).tolist() for _ in range(2))
-        part = torch.rand(count, generator=self._random) * MIXED
-        x, other = (self._joined([self._seen[i] for i in picked]) for picked in (first, second))
-        if not all(a.is_floating_point() for a in x.values()):
-            return x
-        weight = {name: part.repeat_interleave(len(a) // count).reshape(-1, *[1] * (a.ndim - 1)) for name, a in x.items()}
-        return {name: torch.lerp(a, other[name], weight[name].to(a.dtype)) for name, a in x.items()}
 
     def _tensors(self, samples: Sequence[Feeds]) -> dict[str, Tensor]:
         names = [v.name for v in self._teacher.graph.inputs]
@@ -278,8 +190,13 @@ class _Distillation:
         others = self._answered(self._student, parameters)
         return float(np.mean([self._judge.loss(a, b) for a, b in zip(self._answers, others, strict=True)]))
 
-    def _loss(self, y: Tensor, other: Tensor) -> Tensor:
-        """That of the judge, of tensors."""
+    def _loss(self, wanted: Sequence[Tensor], found: Sequence[Tensor]) -> Tensor:
+        """Of answers, by the judge, and of what lies at the stages."""
+        noise = [((a - b) ** 2).mean() / a.var().clamp(min=LEAST_VARIANCE) for a, b in zip(wanted[1:], found[1:], strict=True)]
+        loss = self._loss_of_answers(wanted[0], found[0])
+        return loss + FEATURES * sum(noise) / len(noise) if noise else loss
+
+    def _loss_of_answers(self, y: Tensor, other: Tensor) -> Tensor:
         if isinstance(self._judge, Values):
             return ((y - other) ** 2).mean() / (2 * self._judge.variance)
         a, b = (self._log(z) for z in (y, other))
@@ -288,23 +205,6 @@ class _Distillation:
     def _log(self, y: Tensor) -> Tensor:
         probable = isinstance(self._judge, Classes) and self._judge.probabilities
         return y.clamp(min=1e-12).log() if probable else self._torch.log_softmax(y, -1)
-
-
-def straight_through(torch: Any) -> Any:
-    """clip(round(u), low, high), whose derivative is 1 where u rounds to an integer within."""
-
-    class Rounding(torch.autograd.Function):  # type: ignore[misc]
-        @staticmethod
-        def forward(ctx: Any, u: Tensor, low: Tensor, high: Tensor) -> Tensor:
-            q = torch.round(u)
-            ctx.save_for_backward((q >= low) & (q <= high))
-            return torch.minimum(torch.maximum(q, low), high)
-
-        @staticmethod
-        def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-            return gradient * ctx.saved_tensors[0], None, None
-
-    return Rounding
 
 
 def _silent(what: str, done: int, total: int) -> None:

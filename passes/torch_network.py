@@ -64,10 +64,10 @@ def is_plain(graph: Graph) -> bool:
 
 
 class TorchNetwork:
-    """The first output of `graph`."""
+    """The first output of `graph`, and the values `watched` on the way."""
 
-    def __init__(self, graph: Graph, torch: Any, xp: Any, sample: Feeds) -> None:
-        self.graph, self._torch, self._xp = graph, torch, xp
+    def __init__(self, graph: Graph, torch: Any, xp: Any, sample: Feeds, watched: Sequence[Value] = ()) -> None:
+        self.graph, self.watched, self._torch, self._xp = graph, watched, torch, xp
         fixed = [v for v in graph.order if _is_constant(v)]
         found = evaluate(Graph((), tuple(fixed), ()), {}) if fixed else {}
         self._fixed = {v: torch.as_tensor(np.array(a)) for v, a in found.items()}
@@ -77,11 +77,15 @@ class TorchNetwork:
 
     def __call__(self, feeds: Mapping[str, Tensor], parameters: Parameters | None = None) -> Tensor:
         """The answers to samples that lie along the first axis of `feeds`; layers take their weights from `parameters` where they are there."""
+        return self.values(feeds, parameters)[0]
+
+    def values(self, feeds: Mapping[str, Tensor], parameters: Parameters | None = None) -> list[Tensor]:
+        """The answers, and the values that are watched."""
         count = self.samples_in(feeds)
         if self._together or count == 1:
             return self._run(feeds, parameters or {}, count)
         parts = ({name: self.part(name, x, i) for name, x in feeds.items()} for i in range(count))
-        return self._torch.cat([self._run(p, parameters or {}, 1) for p in parts])
+        return [self._torch.cat(found) for found in zip(*(self._run(p, parameters or {}, 1) for p in parts))]
 
     def samples_in(self, feeds: Mapping[str, Tensor]) -> int:
         """Their number."""
@@ -100,24 +104,24 @@ class TorchNetwork:
         one = {name: self._torch.as_tensor(np.array(x)) for name, x in sample.items()}
         other = {name: self._torch.flip(x, [x.ndim - 1]) for name, x in one.items()}
         with self._torch.no_grad():
-            alone = self._torch.cat([self._run(one, {}, 1), self._run(other, {}, 1)])
+            alone = self._torch.cat([self._run(x, {}, 1)[0] for x in (one, other)])
             try:
-                both = self._run({name: self._torch.cat([one[name], other[name]]) for name in one}, {}, 2)
+                both = self._run({name: self._torch.cat([one[name], other[name]]) for name in one}, {}, 2)[0]
             except (RuntimeError, ValueError, IndexError):
                 return False
         return both.shape == alone.shape and bool((both - alone).abs().mean() <= SAME * alone.abs().max())
 
-    def _run(self, feeds: Mapping[str, Tensor], parameters: Parameters, count: int) -> Tensor:
-        env = dict[Value, Tensor]()
+    def _run(self, feeds: Mapping[str, Tensor], parameters: Parameters, count: int) -> list[Tensor]:
+        env, wanted = dict[Value, Tensor](), (self.graph.outputs[0], *self.watched)
         pending = Counter(i for v in self._order for i in v.inputs)
-        pending.update(self.graph.outputs)
+        pending.update(wanted)
         for v in self._order:
             env[v] = feeds[v.name] if isinstance(v.op, Input) else self._one(v, env, parameters, count)
             for i in v.inputs:
                 pending[i] -= 1
                 if not pending[i]:
                     env.pop(i, None)
-        return env[self.graph.outputs[0]]
+        return [env[v] for v in wanted]
 
     def _one(self, v: Value, env: Mapping[Value, Tensor], parameters: Parameters, count: int) -> Tensor:
         x, *others = (self._fixed[i] if i in self._fixed else env[i] for i in v.inputs)

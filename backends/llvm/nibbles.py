@@ -50,7 +50,7 @@ def coded(m: NDArray[np.int64]) -> NDArray[np.int8]:
     """Multipliers [..., groups] in bytes, the first in the lowest bits: [..., groups / FIELDS], rounded up."""
     padded = np.pad(m - 1, (*[(0, 0)] * (m.ndim - 1), (0, -m.shape[-1] % FIELDS)))
     fields = padded.reshape(*m.shape[:-1], -1, FIELDS) << FIELD * np.arange(FIELDS)
-    return fields.sum(-1).astype(np.uint8).view(np.int8)
+    return np.asarray(fields.sum(-1), np.uint8).view(np.int8)
 
 
 def multiply(k: Kernel, q: Val, codes: Val, groups: Sequence[int]) -> Val:

@@ -1,6 +1,7 @@
 """What a layer costs in each width: bytes of its weights, and milliseconds where they were measured or modelled.
 
-Weights of at most four bits lie two in a byte, beside two bits for each group's multiplier, rounded up to bytes; all others, and depthwise ones, one in a byte.
+Weights of at most four bits lie two in a byte, beside two bits for each group's multiplier, rounded up to bytes; all others, and depthwise ones,
+one in a byte.
 A latency table is a JSON file, so that other tools can read and write it; milliseconds are those of one thread:
 
     {"target": "x86-64-avx512vnni", "cpu": "...",              null where latencies are modelled

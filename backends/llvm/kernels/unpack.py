@@ -185,8 +185,8 @@ def _divided(registers: NDArray[np.int8], part: Part, target: Target) -> tuple[N
 
 def _bytes_of_register(dot: Dot, target: Target) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(which of a register's channels each of its bytes belongs to, which element of a step it is)."""
-    every = np.arange(target.lanes * dot.group).reshape(target.lanes, dot.group)
-    channel, element = np.divmod(dot.pack(every).ravel()[: target.vector_bytes], dot.group)
+    lane, step = (a.astype(np.int8) for a in np.indices((target.lanes, dot.group)))
+    channel, element = (dot.pack(a).ravel()[: target.vector_bytes].astype(np.int64) for a in (lane, step))
     return channel, element
 
 
