@@ -94,7 +94,7 @@ def quantize_weights(
         b = b - _mean_shift(q * scale.reshape(-1, *[1] * (w.ndim - 1)), stored_error)
     raised = tuple(int(i) for i in np.flatnonzero((scale > own.scale * RAISED) & (own.scale > 0)))
     integers = np.rint(b / (x.scale[0] * scale)).astype(np.int32)
-    return QuantizedWeights(q.astype(np.int8), scale, integers, raised, max(bits, grid.reach.bit_length() + 1))
+    return QuantizedWeights(q.astype(np.int8), scale, integers, raised, max(bits, grid.bits))
 
 
 def grid_of(
@@ -107,7 +107,7 @@ def grid_of(
         if grouping is Grouping.shifted:
             return shifted_grid(flat, h, bits)
         if grouping is Grouping.multiplied:
-            return grouped_grid(flat, h, greatest)
+            return grouped_grid(flat, h, bits)
     return even_grid(least_error_scale(w, bits, covariance, scheme), flat.shape[1], greatest)
 
 

@@ -71,9 +71,10 @@ class Grid:
     high: Integers
 
     @property
-    def reach(self) -> int:
-        """The greatest magnitude of an integer."""
-        return int((np.maximum(-self.low, self.high) * self.multipliers.max(1, initial=1)).max(initial=0))
+    def bits(self) -> int:
+        """That its integers need."""
+        most = self.multipliers.max(1, initial=1)
+        return int(np.maximum(-self.low * most - 1, self.high * most).max(initial=0)).bit_length() + 1
 
     def nearest(self, w: Floats) -> Floats:
         """Rows [..., O, K] in units of `scale`, each to the nearest integer allowed."""
@@ -86,15 +87,25 @@ def even_grid(scale: Floats, k: int, greatest: int) -> Grid:
     return Grid(scale, np.ones((len(scale), k), np.int64), -ends, ends)
 
 
-def grouped_grid(w: Floats, h: Floats, greatest: int) -> Grid:
-    """A multiplier for each group of the rows `w` [O, K], whose inputs have the variances `h` [O, K]."""
-    groups, weights = _in_groups(w), _in_groups(h)
-    top = np.abs(w).max(1) / greatest
-    found = [_multiples(groups, weights, np.where(top > 0, top * part / MOST, 1.0), greatest) for part in TOPS]
+def ends_of(bits: int) -> tuple[int, int]:
+    """(lowest, greatest) integer of so many bits."""
+    return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+
+
+def grouped_grid(w: Floats, h: Floats, bits: int) -> Grid:
+    """A multiplier for each group of the rows `w` [O, K], whose inputs have the variances `h` [O, K], and all 2^bits integers."""
+    groups, weights, (low, high) = _in_groups(w), _in_groups(h), ends_of(bits)
+    top = np.abs(w).max(1) / high
+    found = [_multiples(groups, weights, np.where(top > 0, top * part / MOST, 1.0), low, high) for part in TOPS]
     best = np.argmin([error for error, _, _ in found], 0)
     scale, multipliers = (np.choose(best if a[0].ndim == 1 else best[:, None], a) for a in zip(*((s, m) for _, s, m in found)))
-    grid = even_grid(np.where(top > 0, scale, 0.0), w.shape[1], greatest)
-    return replace(grid, multipliers=np.repeat(multipliers, GROUP, 1)[:, : w.shape[1]])
+    return _multiplied(np.where(top > 0, scale, 0.0), multipliers, w.shape[1], bits)
+
+
+def _multiplied(scale: Floats, multipliers: Integers, k: int, bits: int) -> Grid:
+    """With `multipliers` [O, groups] of rows of k weights."""
+    low, high = (np.full(len(scale), end, np.int64) for end in ends_of(bits))
+    return Grid(scale, np.repeat(multipliers, GROUP, 1)[:, :k], low, high)
 
 
 def _in_groups(a: Floats) -> Floats:
@@ -102,11 +113,11 @@ def _in_groups(a: Floats) -> Floats:
     return np.pad(a, ((0, 0), (0, -a.shape[1] % GROUP))).reshape(len(a), -1, GROUP)
 
 
-def _multiples(w: Floats, h: Floats, scale: Floats, greatest: int) -> tuple[Floats, Floats, Integers]:
+def _multiples(w: Floats, h: Floats, scale: Floats, low: int, high: int) -> tuple[Floats, Floats, Integers]:
     """(error [O], scale [O], multipliers [O, groups]): of each group the best multiple of `scale`."""
     least, multipliers = np.full(w.shape[:2], np.inf), np.ones(w.shape[:2], np.int64)
     for m in range(1, MOST + 1):
-        error = _error(w, h, (scale * m)[:, None, None], -greatest, greatest)
+        error = _error(w, h, (scale * m)[:, None, None], low, high)
         better = error < least
         least, multipliers = np.where(better, error, least), np.where(better, m, multipliers)
     return least.sum(1), scale, multipliers
@@ -144,18 +155,19 @@ def grid_of_integers(q: Integers, scale: Floats, bits: int, shifted: bool) -> Gr
     if shifted:
         low = np.minimum(q.min(1), 0)
         return replace(grid, low=low, high=low + (1 << bits) - 1)
-    greatest = int(grid.high.max(initial=1))
-    if int(np.abs(q).max(initial=0)) <= greatest:
+    if (np.abs(q) <= grid.high[:, None]).all():
         return grid
-    return replace(grid, multipliers=np.repeat(multipliers_of(q, greatest), GROUP, 1)[:, : q.shape[1]])
+    return _multiplied(scale, multipliers_of(q, bits), q.shape[1], bits)
 
 
-def multipliers_of(q: NDArray[np.generic], greatest: int) -> Integers:
-    """m [..., groups] of rows [..., K]: the least of which all integers of a group are multiples, up to `greatest` times; 0 where there is none."""
+def multipliers_of(q: NDArray[np.generic], bits: int) -> Integers:
+    """m [..., groups] of rows [..., K]: the least of which all of a group are multiples, by integers of so many bits; 0 where there is none."""
+    low, high = ends_of(bits)
     groups = np.pad(q.astype(np.int64), (*[(0, 0)] * (q.ndim - 1), (0, -q.shape[-1] % GROUP))).reshape(*q.shape[:-1], -1, GROUP)
     found = np.zeros(groups.shape[:-1], np.int64)
     for m in range(MOST, 0, -1):
-        found = np.where((groups % m == 0).all(-1) & (np.abs(groups).max(-1) <= greatest * m), m, found)
+        fits = (groups % m == 0) & (groups >= low * m) & (groups <= high * m)
+        found = np.where(fits.all(-1), m, found)
     return found
 
 
@@ -164,4 +176,4 @@ def information(q: NDArray[np.generic], bits: int) -> int:
     if not may_have_groups(q.shape):
         return bits
     rows = q.reshape(len(q), -1)
-    return next((few for few in range(2, min(NARROW + 1, bits)) if multipliers_of(rows, (1 << (few - 1)) - 1).all()), bits)
+    return next((few for few in range(2, min(NARROW + 1, bits)) if multipliers_of(rows, few).all()), bits)

@@ -46,7 +46,7 @@ def test_precision_by_name(precision: str | None, weights: int, greatest: int) -
     )
     for v in (v for v in convs if v not in depthwise):
         w = const_data(v.inputs[1]).astype(int)
-        most = greatest if weights == 8 or not has_groups(w.shape, v.type.size // v.shape[-1]) else greatest * MOST
+        most = greatest if weights == 8 or not has_groups(w.shape, v.type.size // v.shape[-1]) else (greatest + 1) * MOST
         assert greatest <= np.abs(w).max() <= most
     for rows in (const_data(v.inputs[1]).astype(int).reshape(v.shape[-1], -1) for v in depthwise):
         assert np.ptp(np.c_[rows, np.zeros(len(rows), int)], axis=1).max() < 1 << weights, "consecutive integers that hold zero"

@@ -27,7 +27,8 @@ from .dot import Chained, Dot, Maddubs
 from .dsl import Kernel, Ptr, Val, join
 from .instrs import vector
 
-LARGEST = 7
+BITS, LARGEST = 4, 7
+"""Of a nibble, and the greatest magnitude of two in one register."""
 FIELDS, FIELD = 4, 2
 """Multipliers in a byte, and the bits of each."""
 CODED = FIELDS * GROUP
@@ -43,7 +44,7 @@ def fit(w: NDArray[np.generic]) -> bool:
 
 def fit_multiples(w: NDArray[np.generic]) -> bool:
     """Whether weights [O, kh, kw, C] are nibbles times a number for each group."""
-    return may_have_groups(w.shape) and bool(multipliers_of(w.reshape(len(w), -1), LARGEST).all())
+    return may_have_groups(w.shape) and bool(multipliers_of(w.reshape(len(w), -1), BITS).all())
 
 
 def coded(m: NDArray[np.int64]) -> NDArray[np.int8]:

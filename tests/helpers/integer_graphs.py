@@ -124,8 +124,8 @@ class Builder:
         reach: int = 127,
         most: int = 1,
     ) -> Value:
-        """`reach` is the greatest weight; every 4 of a channel along K are multiplied by a number up to `most`."""
-        w = self.rng.integers(-reach, reach + 1, (out, *kernel, x.shape[3] // groups)).astype(np.int8)
+        """`reach` is the greatest weight; every 4 of a channel along K are multiplied by a number up to `most`, and reach one further down."""
+        w = self.rng.integers(-reach - (most > 1), reach + 1, (out, *kernel, x.shape[3] // groups)).astype(np.int8)
         if most > 1:
             shared = self.rng.integers(1, most + 1, (out, -(-w[0].size // 4)))
             w = (w * np.repeat(shared, 4, 1)[:, : w[0].size].reshape(w.shape)).astype(np.int8)

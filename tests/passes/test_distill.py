@@ -119,12 +119,12 @@ def test_samples_that_calibration_did_not_see_are_held_out() -> None:
 
 def test_integers_tell_their_grid() -> None:
     w = np.random.default_rng(0).normal(size=(6, 80)) * np.repeat([1.0, 3.0, 9.0], [32, 32, 16])
-    grid = grouped_grid(w, np.ones_like(w), 7)
+    grid = grouped_grid(w, np.ones_like(w), 4)
     q = grid.nearest(w / grid.scale[:, None]).astype(np.int64)
     found = grid_of_integers(q, grid.scale, 4, False)
     np.testing.assert_array_equal(found.nearest(q.astype(np.float64)), q)
     assert (np.diff(found.multipliers[:, :GROUP], axis=1) == 0).all()
-    assert found.reach <= 127
+    assert found.bits <= 6
     shifted = grid_of_integers(np.array([[-3, 12, 0], [0, 2, 5]]), np.ones(2), 4, True)
     np.testing.assert_array_equal(shifted.low, [-3, 0])
     np.testing.assert_array_equal(shifted.high, [12, 15])

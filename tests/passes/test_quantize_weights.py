@@ -63,7 +63,7 @@ def test_grids_come_closer_and_stay_in_range(grouping: Grouping, bits: int) -> N
         for g in (even, grid)
     ]
     assert errors[1] < 0.8 * errors[0]
-    assert grid.reach <= 127
+    assert grid.bits <= 6
     assert (grid.high - grid.low < 1 << bits).all()
     assert grid.scale[3] == 0
     if grouping is Grouping.multiplied:

@@ -178,7 +178,7 @@ def _divided(registers: NDArray[np.int8], part: Part, target: Target) -> tuple[N
     channel, element = _bytes_of_register(part.dot, target)
     places = np.lexsort((element, channel)).reshape(part.channels(target), -1)
     rows = registers[..., places].transpose(1, 2, 0, 3).reshape(part.count, len(places), -1)  # [count, channels, K]
-    m = multipliers_of(rows, nibbles.LARGEST)
+    m = multipliers_of(rows, nibbles.BITS)
     whole = np.repeat(m, MULTIPLE, 2)[..., : rows.shape[2]].reshape(part.count, len(places), part.depth, -1).transpose(2, 0, 1, 3)
     return nibbles.coded(m).transpose(2, 0, 1), (registers // whole[..., channel, element]).astype(np.int8)
 

@@ -81,7 +81,7 @@ def test_what_is_a_multiple() -> None:
         w[2, 0, 0, :4] = 8, second, 0, 0
         assert nibbles.fit_multiples(w) == fits
     assert not nibbles.fit_multiples(np.zeros((5, 3, 3, 17), np.int8))
-    assert multipliers_of(np.array([[6, -9, 0, 15, -12, 8, 28, 4, 8, 1]]), 7).tolist() == [[3, 4, 0]]
+    assert multipliers_of(np.array([[6, -9, 0, 15, -32, 8, 28, 4, 8, 1, 0, 0, -8, 7, 0, 0]]), 4).tolist() == [[3, 4, 0, 1]]
     assert nibbles.coded(np.array([[1, 4, 3, 2, 2]])).tolist() == [[0b01101100, 0b01]]
 
 
