@@ -7,8 +7,8 @@ f is the float network, f_q the Q/DQ network with its activations in 8 bits, h_s
 2015, "FitNets"). The answers alone would be learned by heart: a hundred samples say little of a million weights, all their pixels at every stage do.
 
 The grid (S, m, low, high) stays as it was chosen, and weights begin at the integers of second-order rounding (`round_weights`); what moves them is in
-`latent_weights`. Layers of 8 bits keep their weights; biases of all layers follow. Inputs are `mixtures` of calibration samples. Answers that
-are not classes are judged by their noise (`precision/loss.py`). Every fourth sample is held out of this: where it does not lower their loss, nothing is
+`latent_weights`. Layers of 8 bits keep their weights; biases of all layers follow. Inputs are `mixtures` of calibration samples. Answers that are not
+classes are judged by their noise (`precision/loss.py`). Every fourth sample is held out of this: where it does not lower their loss, nothing is
 changed.
 
 Adam (Kingma & Ba 2015), steps in units of S m, falling to zero along a cosine. Needs torch.
@@ -34,7 +34,7 @@ from .quantize_weights import QuantizedWeights
 from .stages import stages
 from .torch_network import MISSING, Feeds, Parameters, Tensor, TorchNetwork, import_torch, is_plain, judged
 
-BIAS_RATE, WEIGHT_RATE = 0.001, 0.015
+BIAS_RATE, WEIGHT_RATE = 0.001, 0.01
 """Parts of a step between integers of weights, each update at first."""
 FEATURES = 10.0
 """F: nats that noise at the stages as great as what is there counts."""

@@ -20,7 +20,7 @@ from qcompiler.ir.graph import Value
 from qcompiler.ir.ops import Const, Conv
 
 from .quantize_weights import MAX_BIAS, QuantizedWeights
-from .weight_grid import NARROW, Grid, grid_of_integers
+from .weight_grid import NARROW, Grid, grid_of_integers, grid_of_rows, row_of
 
 Tensor = Any
 
@@ -57,10 +57,9 @@ class Layer:
         integers = w.op.data.astype(np.int64)
         scale, bias_scale = (np.broadcast_to(np.array(t.type.quant.scale), len(integers)) for t in (w, b) if t.type.quant)
         assert isinstance(v.op, Conv)
-        depthwise = v.op.groups > 1 and w.shape[3] == 1
         read = np.zeros(w.shape[3] * v.op.groups) if mean is None else mean
         rows = np.repeat(read.reshape(v.op.groups, -1), len(integers) // v.op.groups, 0)
-        grid = grid_of_integers(integers.reshape(len(integers), -1), scale, bits, depthwise and bits <= NARROW) if bits < 8 else None
+        grid = _grid(integers, scale, bits, v.op.groups > 1 and w.shape[3] == 1) if bits < 8 else None
         return cls(integers, b.op.data.astype(np.int64), scale, bias_scale, w.type.quant.bits, grid, rows)
 
     def made(self, weights: NDArray[np.floating] | None, bias: NDArray[np.floating]) -> QuantizedWeights:
@@ -69,6 +68,12 @@ class Layer:
         b = np.rint(bias.astype(np.float64) / self.bias_scale)
         b = np.where(np.abs(b) <= MAX_BIAS, b, self.bias)
         return QuantizedWeights(q.astype(np.int8), np.array(self.scale), b.astype(np.int32), (), self.bits)
+
+
+def _grid(q: NDArray[np.int64], scale: NDArray[np.float64], bits: int, depthwise: bool) -> Grid:
+    """That of weights `q` [O, kh, kw, C/groups]."""
+    rows = q.reshape(len(q), -1)
+    return grid_of_rows(rows, scale, bits, row_of(q.shape)) if depthwise and bits <= NARROW else grid_of_integers(rows, scale, bits)
 
 
 class Latent:

@@ -31,7 +31,7 @@ from qcompiler.numerics.requantize import FRACTION_BITS, MAX_RIGHT_SHIFT
 
 from .round_weights import DAMPING, DAMPING_FEW_BITS, SWEEPS, round_weights
 from .scheme import PLAIN, Scheme, next_power
-from .weight_grid import NARROW, Grid, Grouping, even_grid, grouped_grid, shifted_grid
+from .weight_grid import NARROW, Grid, Grouping, even_grid, grouped_grid, row_of, shifted_grid
 
 Array = NDArray[np.floating]
 MAX_BIAS = 1 << 30
@@ -105,7 +105,7 @@ def grid_of(
     if bits <= NARROW and scheme == PLAIN:
         h = np.array(np.broadcast_to(input_variances(flat, covariance), flat.shape))
         if grouping is Grouping.shifted:
-            return shifted_grid(flat, h, bits)
+            return shifted_grid(flat, h, bits, row_of(w.shape))
         if grouping is Grouping.multiplied:
             return grouped_grid(flat, h, bits)
     return even_grid(least_error_scale(w, bits, covariance, scheme), flat.shape[1], greatest)

@@ -8,7 +8,7 @@ storage knows that a group is nibbles and two bits (`backends/llvm/nibbles.py`):
 are nearer than few with fine ones.
 
 Depthwise kernels are stored one weight in a byte, and have few of them: there the 2^bits integers are any consecutive ones that hold zero,
-[low, low + 2^bits - 1], chosen per channel, as a zero point of the weights would have it.
+[low, low + 2^bits - 1], chosen per channel, as a zero point of the weights would have it, and a group is a row of the kernel, m 1 or 2.
 
 S, m and low minimise the error of rounding to the nearest, weighted by the variances of the inputs:
 
@@ -18,8 +18,9 @@ S, m and low minimise the error of rounding to the nearest, weighted by the vari
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,8 @@ ALIGNED = 16
 """Channels of windows of several pixels come in multiples of this, the longest step of a dot product."""
 MOST = 4
 """The greatest multiplier m. m q has six bits, whose chains of 16-bit sums are nearly always exact (`backends/llvm/chains`)."""
+MOST_OF_ROW = 2
+"""That of a row of a depthwise kernel."""
 NARROW = 4
 """From so many bits down, weights have multipliers, or are shifted."""
 TOPS = np.linspace(0.7, 1.0, 7)
@@ -46,7 +49,7 @@ class Grouping(Enum):
 
     none = "one step"
     multiplied = "multiples of it by group"
-    shifted = "one step, and integers that begin anywhere"
+    shifted = "multiples of it by row, and integers that begin anywhere"
 
 
 def may_have_groups(shape: tuple[int, ...]) -> bool:
@@ -76,6 +79,10 @@ class Grid:
         most = self.multipliers.max(1, initial=1)
         return int(np.maximum(-self.low * most - 1, self.high * most).max(initial=0)).bit_length() + 1
 
+    def holds(self, q: Integers) -> bool:
+        """Whether the integers `q` [O, K] are within."""
+        return bool((self.nearest(q.astype(np.float64)) == q).all())
+
     def nearest(self, w: Floats) -> Floats:
         """Rows [..., O, K] in units of `scale`, each to the nearest integer allowed."""
         return np.asarray(self.multipliers * np.clip(np.rint(w / self.multipliers), self.low[:, None], self.high[:, None]))
@@ -94,9 +101,9 @@ def ends_of(bits: int) -> tuple[int, int]:
 
 def grouped_grid(w: Floats, h: Floats, bits: int) -> Grid:
     """A multiplier for each group of the rows `w` [O, K], whose inputs have the variances `h` [O, K], and all 2^bits integers."""
-    groups, weights, (low, high) = _in_groups(w), _in_groups(h), ends_of(bits)
+    groups, weights, (low, high) = _in_groups(w, GROUP), _in_groups(h, GROUP), ends_of(bits)
     top = np.abs(w).max(1) / high
-    found = [_multiples(groups, weights, np.where(top > 0, top * part / MOST, 1.0), low, high) for part in TOPS]
+    found = [_multiples(groups, weights, np.where(top > 0, top * part / MOST, 1.0), low, high, MOST) for part in TOPS]
     best = np.argmin([error for error, _, _ in found], 0)
     scale, multipliers = (np.choose(best if a[0].ndim == 1 else best[:, None], a) for a in zip(*((s, m) for _, s, m in found)))
     return _multiplied(np.where(top > 0, scale, 0.0), multipliers, w.shape[1], bits)
@@ -108,31 +115,37 @@ def _multiplied(scale: Floats, multipliers: Integers, k: int, bits: int) -> Grid
     return Grid(scale, np.repeat(multipliers, GROUP, 1)[:, :k], low, high)
 
 
-def _in_groups(a: Floats) -> Floats:
-    """[O, K] as [O, groups, GROUP], zeros at the end."""
-    return np.pad(a, ((0, 0), (0, -a.shape[1] % GROUP))).reshape(len(a), -1, GROUP)
+def _in_groups(a: Floats, group: int) -> Floats:
+    """[O, K] as [O, groups, group], zeros at the end."""
+    return np.pad(a, ((0, 0), (0, -a.shape[1] % group))).reshape(len(a), -1, group)
 
 
-def _multiples(w: Floats, h: Floats, scale: Floats, low: int, high: int) -> tuple[Floats, Floats, Integers]:
+def _multiples(w: Floats, h: Floats, scale: Floats, low: int, high: int, most: int) -> tuple[Floats, Floats, Integers]:
     """(error [O], scale [O], multipliers [O, groups]): of each group the best multiple of `scale`."""
     least, multipliers = np.full(w.shape[:2], np.inf), np.ones(w.shape[:2], np.int64)
-    for m in range(1, MOST + 1):
+    for m in range(1, most + 1):
         error = _error(w, h, (scale * m)[:, None, None], low, high)
         better = error < least
         least, multipliers = np.where(better, error, least), np.where(better, m, multipliers)
     return least.sum(1), scale, multipliers
 
 
-def shifted_grid(w: Floats, h: Floats, bits: int) -> Grid:
-    """For each row of `w` [O, K] the best 2^bits consecutive integers that hold zero."""
-    count = (1 << bits) - 1
+def row_of(shape: tuple[int, ...]) -> int:
+    """Weights of a depthwise kernel [O, kh, kw, 1] that share a multiplier: a row, or all of a kernel that has none."""
+    return shape[2] if shape[2] > 2 else shape[1] * shape[2]
+
+
+def shifted_grid(w: Floats, h: Floats, bits: int, row: int) -> Grid:
+    """For each channel of `w` [O, K] the best 2^bits consecutive integers that hold zero, and multipliers of every `row` of them."""
+    count, (rows, weights) = (1 << bits) - 1, (_in_groups(a, row) for a in (w, h))
     least, scale, low = np.full(len(w), np.inf), np.zeros(len(w)), np.zeros(len(w), np.int64)
+    multipliers = np.ones(rows.shape[:2], np.int64)
     for start, step in _shifts(w, count):
-        error = _error(w, h, step[:, None], start, start + count)
+        error, _, found = _multiples(rows, weights, step, start, start + count, MOST_OF_ROW)
         better = error < least
         least, scale, low = np.where(better, error, least), np.where(better, step, scale), np.where(better, start, low)
-    scale = np.where(w.any(1), scale, 0.0)
-    return Grid(scale, np.ones(w.shape, np.int64), low, low + count)
+        multipliers = np.where(better[:, None], found, multipliers)
+    return Grid(np.where(w.any(1), scale, 0.0), np.repeat(multipliers, row, 1)[:, : w.shape[1]], low, low + count)
 
 
 def _shifts(w: Floats, count: int) -> Iterable[tuple[int, Floats]]:
@@ -140,8 +153,8 @@ def _shifts(w: Floats, count: int) -> Iterable[tuple[int, Floats]]:
     up, down = np.maximum(w.max(1), 0), np.maximum(-w.min(1), 0)
     for start in range(-count, 1):
         step = np.maximum(up / max(count + start, 0.5), down / max(-start, 0.5))
-        for part in SHIFTED:
-            yield start, np.where(step > 0, step * part, 1.0)
+        for part, most in product(SHIFTED, range(1, MOST_OF_ROW + 1)):
+            yield start, np.where(step > 0, step * part / most, 1.0)
 
 
 def _error(w: Floats, h: Floats, step: Floats, low: int, high: int) -> Floats:
@@ -149,12 +162,21 @@ def _error(w: Floats, h: Floats, step: Floats, low: int, high: int) -> Floats:
     return np.asarray((h * (w - step * np.clip(np.rint(w / step), low, high)) ** 2).sum(-1))
 
 
-def grid_of_integers(q: Integers, scale: Floats, bits: int, shifted: bool) -> Grid:
-    """A grid of so many bits that the rows `q` [O, K] lie on: what storage finds in them. `shifted` rows begin where they do, and have room above."""
+def grid_of_rows(q: Integers, scale: Floats, bits: int, row: int) -> Grid:
+    """A grid of so many bits that the channels `q` [O, K] of a depthwise kernel lie on: they begin where they do, and have room above.
+
+    Rows of multiples are counted in these first; where that leaves room for what they are, they are none.
+    """
+    rows, count = q.reshape(len(q), -1, row), (1 << bits) - 1
+    multipliers = np.where((rows % MOST_OF_ROW == 0).all(2), MOST_OF_ROW, 1)
+    low = np.minimum((rows // multipliers[..., None]).min((1, 2)), 0)
+    fits = (rows.min(2) >= low[:, None]) & (rows.max(2) <= low[:, None] + count)
+    return Grid(scale, np.repeat(np.where(fits, 1, multipliers), row, 1), low, low + count)
+
+
+def grid_of_integers(q: Integers, scale: Floats, bits: int) -> Grid:
+    """A grid of so many bits that the rows `q` [O, K] lie on: what storage finds in them."""
     grid = even_grid(scale, q.shape[1], (1 << (bits - 1)) - 1)
-    if shifted:
-        low = np.minimum(q.min(1), 0)
-        return replace(grid, low=low, high=low + (1 << bits) - 1)
     if (np.abs(q) <= grid.high[:, None]).all():
         return grid
     return _multiplied(scale, multipliers_of(q, bits), q.shape[1], bits)
@@ -171,9 +193,13 @@ def multipliers_of(q: NDArray[np.generic], bits: int) -> Integers:
     return found
 
 
-def information(q: NDArray[np.generic], bits: int) -> int:
-    """Bits of what is stored of the integers `q` [O, kh, kw, C], which take `bits`: fewer where groups are multiples of one number."""
-    if not may_have_groups(q.shape):
+def information(q: NDArray[np.generic], bits: int, groups: int) -> int:
+    """Bits of what is stored of the integers `q` [O, kh, kw, C], which take `bits`: fewer where
+    groups of them are multiples of one number. The convolution has so many `groups`."""
+    rows = q.reshape(len(q), -1).astype(np.int64)
+    fewer = range(2, min(NARROW + 1, bits))
+    if groups > 1 and q.shape[-1] == 1:
+        return next((few for few in fewer if grid_of_rows(rows, np.ones(len(q)), few, row_of(q.shape)).holds(rows)), bits)
+    if groups > 1 or not may_have_groups(q.shape):
         return bits
-    rows = q.reshape(len(q), -1)
-    return next((few for few in range(2, min(NARROW + 1, bits)) if multipliers_of(rows, few).all()), bits)
+    return next((few for few in fewer if multipliers_of(rows, few).all()), bits)

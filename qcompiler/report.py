@@ -26,7 +26,7 @@ Feeds = Mapping[str, NDArray[np.generic]]
 class Layer:
     """One kernel of the program. `fused` are the operators in its epilogue; `bound` is proven for every partial sum of its
     accumulators (below 2^31); `weight_bits` and `operand_bits` are those of what it multiplies (narrow activations are stored one to a
-    byte; the 2^N integers of a depthwise kernel may begin anywhere, within N + 1 bits), `levels` the number of integers in a codebook,
+    byte, and so are weights of depthwise kernels), `levels` the number of integers in a codebook,
     `wide` says why the result has 16 bits; `sqnr` is the signal to quantization noise ratio in dB against the float network, on the
     samples that the compiler looked at (None: not measured, or without noise)."""
 
@@ -113,9 +113,9 @@ def _layer(step: Step, quantized: Quantized, noise: float | None) -> Layer:
 def _weight_bits(v: Value) -> int | None:
     """Of the convolution `v`; multiples of few integers are those."""
     bits = _bits(v.inputs[1:2]) if isinstance(v.op, IntConv) else None
-    if bits is None or not isinstance(v.op, IntConv) or v.op.groups > 1 or not isinstance(v.inputs[1].op, Const):
+    if bits is None or not isinstance(v.op, IntConv) or not isinstance(v.inputs[1].op, Const):
         return bits
-    return information(v.inputs[1].op.data, bits)
+    return information(v.inputs[1].op.data, bits, v.op.groups)
 
 
 def _bits(values: Sequence[Value]) -> int | None:

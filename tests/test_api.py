@@ -14,7 +14,7 @@ from qcompiler.api import build, quantize_model
 from qcompiler.errors import UsageError
 from qcompiler.ir.integer import IntConv
 from qcompiler.ir.ops import const_data
-from qcompiler.passes.weight_grid import MOST, has_groups
+from qcompiler.passes.weight_grid import MOST, MOST_OF_ROW, has_groups
 
 MODEL = Path(__file__).parents[1] / "models" / "digits_dwconv.onnx"
 
@@ -41,15 +41,14 @@ def test_precision_by_name(precision: str | None, weights: int, greatest: int) -
     model = quantize_model(MODEL, precision=precision)
     convs = [v for v in model.graphs.integer_graph.order if isinstance(v.op, IntConv)][1:-1]
     depthwise = [v for v in convs if v.inputs[1].shape[-1] == 1]
-    assert {layer.weight_bits for layer in model.report.layers if layer.weight_bits} == {weights, 8} | (
-        {weights + 1} if depthwise and weights < 8 else set()
-    )
+    assert {layer.weight_bits for layer in model.report.layers if layer.weight_bits} == {weights, 8}
     for v in (v for v in convs if v not in depthwise):
         w = const_data(v.inputs[1]).astype(int)
         most = greatest if weights == 8 or not has_groups(w.shape, v.type.size // v.shape[-1]) else (greatest + 1) * MOST
         assert greatest <= np.abs(w).max() <= most
     for rows in (const_data(v.inputs[1]).astype(int).reshape(v.shape[-1], -1) for v in depthwise):
-        assert np.ptp(np.c_[rows, np.zeros(len(rows), int)], axis=1).max() < 1 << weights, "consecutive integers that hold zero"
+        most = MOST_OF_ROW if weights <= 4 else 1
+        assert np.ptp(np.c_[rows, np.zeros(len(rows), int)], axis=1).max() <= most * ((1 << weights) - 1), "consecutive integers that hold zero"
 
 
 def test_precisions_that_there_are_none_of() -> None:

@@ -106,8 +106,7 @@ def _precision_of(v: Value) -> Precision:
 def _weight_bits(v: Value) -> int:
     """Of the convolution `v`; multiples of few integers are those."""
     bits, w = _bits(v.inputs[1]), v.inputs[1].inputs[0] if v.inputs[1].inputs else v.inputs[1]
-    plain = isinstance(v.op, Conv) and v.op.groups == 1 and isinstance(w.op, Const)
-    return information(w.op.data, bits) if plain and isinstance(w.op, Const) else bits
+    return information(w.op.data, bits, v.op.groups) if isinstance(v.op, Conv) and isinstance(w.op, Const) else bits
 
 
 def _bits(v: Value) -> int:

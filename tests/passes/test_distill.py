@@ -16,10 +16,10 @@ from qcompiler.passes import torch_network
 from qcompiler.passes.distill import Distilled, distill
 from qcompiler.passes.pipeline import NOT_DISTILLED, Options, Quantized, quantize
 from qcompiler.passes.precision.simulate import weights_of
-from qcompiler.passes.weight_grid import GROUP, grid_of_integers, grouped_grid
+from qcompiler.passes.weight_grid import GROUP, Grid, grid_of_integers, grid_of_rows, grouped_grid
 
 DIGITS = Path(__file__).parents[2] / "models"
-PRODUCTS = 2e8
+PRODUCTS = 2e9
 Samples = Sequence[Mapping[str, NDArray[np.generic]]]
 
 
@@ -72,7 +72,8 @@ def test_the_same_every_time_and_on_the_grid() -> None:
         elif made.weights.shape[-1] > 1:
             assert np.abs(made.weights).max() <= 127
         else:
-            assert (np.ptp(made.weights.reshape(len(old), -1), axis=1) <= 3).all()
+            rows = made.weights.reshape(len(old), -1).astype(np.int64)
+            assert grid_of_rows(rows, np.ones(len(old)), 2, 3).holds(rows)
     assert moved
 
 
@@ -121,10 +122,14 @@ def test_integers_tell_their_grid() -> None:
     w = np.random.default_rng(0).normal(size=(6, 80)) * np.repeat([1.0, 3.0, 9.0], [32, 32, 16])
     grid = grouped_grid(w, np.ones_like(w), 4)
     q = grid.nearest(w / grid.scale[:, None]).astype(np.int64)
-    found = grid_of_integers(q, grid.scale, 4, False)
+    found = grid_of_integers(q, grid.scale, 4)
     np.testing.assert_array_equal(found.nearest(q.astype(np.float64)), q)
     assert (np.diff(found.multipliers[:, :GROUP], axis=1) == 0).all()
     assert found.bits <= 6
-    shifted = grid_of_integers(np.array([[-3, 12, 0], [0, 2, 5]]), np.ones(2), 4, True)
-    np.testing.assert_array_equal(shifted.low, [-3, 0])
-    np.testing.assert_array_equal(shifted.high, [12, 15])
+    rows = np.array([[-3, 12, 0, 4, 2, 0], [0, 2, 5, 1, 3, 7], [2, 30, 8, 15, 1, 2], [-3, 1, 2, 13, 0, 1]])
+    shifted = grid_of_rows(rows, np.ones(4), 4, 3)
+    np.testing.assert_array_equal(shifted.low, [-3, 0, 0, -3])
+    np.testing.assert_array_equal(shifted.high - shifted.low, 15)
+    np.testing.assert_array_equal(shifted.multipliers[:, ::3], [[1, 1], [1, 1], [2, 1], [1, 1]])
+    assert Grid(*(a[:3] for a in (shifted.scale, shifted.multipliers, shifted.low, shifted.high))).holds(rows[:3])
+    assert not shifted.holds(rows)

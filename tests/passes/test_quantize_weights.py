@@ -55,6 +55,7 @@ def test_grids_come_closer_and_stay_in_range(grouping: Grouping, bits: int) -> N
     """Than one step per channel does; channels whose groups differ in range, and one that is dead."""
     k = 9 if grouping is Grouping.shifted else 150
     w = RNG.normal(size=(12, 1, 1, k)) * np.exp(RNG.normal(size=(12, 1, 1, -(-k // 4))).repeat(4, 3)[..., :k])
+    w = w.reshape(12, 3, 3, 1) if grouping is Grouping.shifted else w
     w[3] = 0
     flat = w.reshape(12, -1)
     even, grid = (grid_of(w, bits, None, grouping=g) for g in (Grouping.none, grouping))
@@ -70,6 +71,8 @@ def test_grids_come_closer_and_stay_in_range(grouping: Grouping, bits: int) -> N
         assert (grid.multipliers[:, :148].reshape(12, 37, 4) == grid.multipliers[:, :148:4, None]).all()
         assert grid.multipliers.max() > 1
     else:
+        assert set(np.unique(grid.multipliers)) == {1, 2}
+        assert (np.diff(grid.multipliers.reshape(12, 3, 3), axis=2) == 0).all()
         assert (grid.low <= 0).all()
         assert (grid.high >= 0).all()
 
