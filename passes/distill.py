@@ -36,7 +36,7 @@ from .torch_network import MISSING, Feeds, Parameters, Tensor, TorchNetwork, imp
 
 BIAS_RATE, WEIGHT_RATE = 0.001, 0.01
 """Parts of a step between integers of weights, each update at first."""
-FEATURES = 10.0
+FEATURES = 50.0
 """F: nats that noise at the stages as great as what is there counts."""
 EVERY = 4
 """Of so many samples the last is held out."""
