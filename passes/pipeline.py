@@ -25,7 +25,7 @@ from .calibrate.codebook import codebook
 from .clip_channels import clip_channels
 from .count_steps import count_steps
 from .covariances import covariances, of_few_windows, windows
-from .distill import EVERY, Distilled, Progress, distill, parts_of
+from .distill import EVERY, PRODUCTS, Distilled, Progress, distill, parts_of
 from .equalize import equalize
 from .equalize_attention import equalize_attention
 from .given_scales import given_scales, refused_pairs, saturating_pairs
@@ -167,8 +167,7 @@ class Measured:
 
     def observed(self, options: Options) -> Observed:
         """Scales by the method and within the scheme of `options`."""
-        given = self.graph, options.activation_bits, options.plan, options.scheme
-        readers, asked = wide_readers(*given), wide_readers(*given, light=False)
+        readers, asked = (_readers(self.graph, options, light) for light in (True, False))
         levels = self.levels if options.scheme == PLAIN else {}
         quantization = choose_all(self.graph, self.statistics, options, readers, levels)
         spelled = choose_all(self.graph, self.statistics, options, asked, levels) if asked != readers else quantization
@@ -237,6 +236,14 @@ class Observed:
     rounded: Mapping[Value, QuantizedWeights] | None = None
     """Weights that are decided."""
 
+    def narrowed(self, graph: Graph, options: Options) -> Observed:
+        """With the 8 bits that other tools are given where 16 are light only beside weights of more bits than these `options` have."""
+        kept = wide_values(graph, _readers(graph, options)) if self.spelled else self.spelled.keys()
+        changed = {v: q for v, q in self.spelled.items() if v not in kept}
+        errors = self.errors and {v: e for v, e in self.errors.items() if v not in changed}
+        left = {v: q for v, q in self.spelled.items() if v in kept}
+        return replace(self, quantization={**self.quantization, **changed}, errors=errors, spelled=left)
+
     def transferred(self, graph: Graph, other: Graph) -> Observed:
         """The same of another form of the network."""
         means = None if self.means is None else transferred(self.means, graph, other)
@@ -279,6 +286,11 @@ def _measured(graph: Graph, preview: Batches, batches: Batches, options: Options
     return Measured(graph, statistics, means, known, levels)
 
 
+def _readers(graph: Graph, options: Options, light: bool = True) -> frozenset[Value]:
+    few = frozenset(v for v, bits in weight_widths(graph, options.weight_bits, options.plan).items() if bits <= NARROW)
+    return wide_readers(graph, options.activation_bits, options.plan, options.scheme, light, few)
+
+
 def _looked_at(graph: Graph, preview: Batches, most: int = PREVIEW_SAMPLES) -> list[dict[str, NDArray[np.generic]]]:
     return list(islice((s for batch in preview for s in samples(graph, batch)), most))
 
@@ -295,6 +307,7 @@ def distilled(
     declined: Declined,
     looked_at: Sequence[Mapping[str, NDArray[np.generic]]],
     phases: Progress | None = None,
+    products: float = PRODUCTS,
 ) -> Quantized:
     """As `quantized`; weights of few bits are then tuned to the answers of the float network (`distill`), where that makes them better."""
     made = quantized(graph, seen, options, declined)
@@ -303,7 +316,7 @@ def distilled(
         return made
     read = seen.means or {}
     means = {v.name: read[v.inputs[0]] for v in graph.order if isinstance(v.op, Conv) and v.inputs[0] in read}
-    found = distill(graph, made.qdq_graph, widths, looked_at, phases, means=means)
+    found = distill(graph, made.qdq_graph, widths, looked_at, phases, products, means)
     if isinstance(found, str) or not found.better:
         why = found if isinstance(found, str) else f"no better on held-out samples, {found.before:.4f} and {found.after:.4f} nats"
         declined(graph.outputs[0], f"{NOT_DISTILLED}: {why}")
@@ -323,6 +336,7 @@ def quantized(graph: Graph, seen: Observed, options: Options, declined: Declined
         raise UsageError(
             f"expected activations of 8 bits for a compiled program, found {options.scheme.bits}; the targets onnx-qdq:PROFILE write such graphs"
         )
+    seen = seen.narrowed(graph, options)
     report_fewer_bits(graph, seen.quantization, declined)
     insert = _inserting(graph, seen, options)
     qdq = verify(watched("insert_qdq", insert(declined)), Stage.qdq)

@@ -2,6 +2,7 @@
 
 - an average over all pixels, of what nothing else reads: it costs no product, and rounds the mean of values instead of each;
 - a dense layer of one pixel: right behind such an average, or where all of them together have at most `LIGHT` of the network's products.
+  Not where its weights have few bits: beside words they would be stored in bytes.
 
 Both were among the greatest sources of noise in the answers of small convolutional networks, beside their few operations.
 """
@@ -26,14 +27,16 @@ LIGHT = 0.01
 """Part of a network's multiply-accumulates."""
 
 
-def wide_readers(graph: Graph, bits: int, plan: Plan | None, scheme: Scheme, light: bool = True) -> frozenset[Value]:
-    """What may read 16 bits, where the scheme has them; without those that are merely `light` if so asked."""
+def wide_readers(
+    graph: Graph, bits: int, plan: Plan | None, scheme: Scheme, light: bool = True, few: frozenset[Value] = frozenset()
+) -> frozenset[Value]:
+    """What may read 16 bits, where the scheme has them; without those that are merely `light` if so asked. Those of `few` have weights of few bits."""
     if not scheme.streams or scheme.bits > 8:
         return frozenset()
     wanted = set(filter(reads_words, asked_readers(graph, bits, plan)))
     groups = sharing_groups(graph)
     if light and scheme == PLAIN and not any(isinstance(v.op, Quantize) for v in graph.order):
-        wanted |= set(_light_readers(graph, groups, layer_widths(graph, bits, plan)))
+        wanted |= set(_light_readers(graph, groups, layer_widths(graph, bits, plan), few))
     read = {u.inputs[0] for u in wanted}
     return frozenset(wanted.union(*(filter(reads_words, readers_of(graph, g)) for g in groups if not read.isdisjoint(g))))
 
@@ -46,8 +49,8 @@ def asked_readers(graph: Graph, bits: int, plan: Plan | None) -> set[Value]:
 # --- what costs next to nothing --------------------------------------------------------------------------------------
 
 
-def _light_readers(graph: Graph, groups: Iterable[list[Value]], widths: Mapping[Value, int]) -> Iterator[Value]:
-    light = _light_layers(graph)
+def _light_readers(graph: Graph, groups: Iterable[list[Value]], widths: Mapping[Value, int], few: frozenset[Value]) -> Iterator[Value]:
+    light = _light_layers(graph) - few
     for g in groups:
         readers = [] if any(v in graph.outputs for v in g) else readers_of(graph, g)
         if all(map(_is_average, readers)) or all(u in light and widths[u] in (0, 8) for u in readers):

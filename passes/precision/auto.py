@@ -34,6 +34,8 @@ FASTER = (8, 7, 6, 4)
 """Where time counts: between 8 and 4 bits, sums of 16 bits pair more often."""
 LEAST, MOST, PRODUCTS = 16, 256, 4e11
 """Samples on which sensitivities are measured: as many as take so many multiply-accumulates, within bounds."""
+TUNING = 4e11
+"""Multiply-accumulates of samples that the choice is tuned on (`distill`)."""
 HELD_OUT, EVERY = 256, 2
 """Of so many samples the last is held out from calibration, up to a number."""
 Meter = Callable[[Mapping[int, pipeline.Quantized]], Latencies]
@@ -100,7 +102,7 @@ def quantize_auto(
     auto, looked_at, declined = prepare(graph, batches, options, goal, latencies, tell, saved)
     chosen = auto.run(looked_at)
     plan = replace(auto.options, plan=chosen.plan)
-    return pipeline.distilled(auto.graph, auto.seen, plan, declined, auto.checked, progress), chosen
+    return pipeline.distilled(auto.graph, auto.seen, plan, declined, auto.checked, progress, TUNING), chosen
 
 
 def prepare(

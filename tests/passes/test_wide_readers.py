@@ -11,12 +11,12 @@ from float_graphs import Build, graph_of
 
 from qcompiler.backends import reference
 from qcompiler.errors import UsageError
-from qcompiler.ir.graph import Graph, Value
+from qcompiler.ir.graph import Declined, Graph, Value
 from qcompiler.ir.integer import IntConv, IntReduceSum, IntSumPool
 from qcompiler.ir.interpret import evaluate
 from qcompiler.ir.ops import AveragePool, MatMul, MaxPool, Quantize, Reduce, Reduction, Reshape, Transpose
 from qcompiler.ir.pointwise import Add, Clip, Sigmoid
-from qcompiler.passes.pipeline import Options, Quantized, quantize
+from qcompiler.passes.pipeline import Options, Quantized, legal, observed, quantize, quantized
 from qcompiler.passes.precision.plan import Plan, Precision, layers_of, parse_plan, plan_of
 from qcompiler.passes.scheme import Scheme
 
@@ -109,6 +109,19 @@ def test_dense_layers_that_have_a_hundredth_of_the_products_are() -> None:
     rows = b.op(Reshape((1, 1, 1, 72)), relu(b, b.conv(b.input(1, 6, 6, 64), 2)))
     wide = relu(b, b.conv(relu(b, b.conv(b.input(1, 24, 24, 64, name="z"), 64, 3, pads=SAME)), 2, 24))
     assert read(made(graph_of(b.conv(rows, 9), b.conv(b.op(Reshape((1, 1, 1, 2)), wide), 9)))) == [8, 16, 8, 8, 16]
+
+
+def test_weights_of_few_bits_are_read_beside_bytes() -> None:
+    """Whether they are known before scales are chosen, or decided after (`auto`), in which case scales of bytes are at hand."""
+    graph = classifier()
+    last = layers_of(graph)[-1].name
+    options = Options(plan=Plan({last: Precision(4, 8)}), distill=False)
+    data = samples(graph)
+    even = legal(graph, Declined())
+    later = quantized(even, observed(even, data, data, Options(), None), options, Declined())
+    for q in (made(graph, plan=options.plan, distill=False), later):
+        assert read(q) == [8, 8, 16, 8]
+    assert read(made(graph)) == [8, 8, 16, 16]
 
 
 def test_only_the_plain_scheme_has_them() -> None:
