@@ -30,7 +30,7 @@ LIGHT = 0.01
 def wide_readers(
     graph: Graph, bits: int, plan: Plan | None, scheme: Scheme, light: bool = True, few: frozenset[Value] = frozenset()
 ) -> frozenset[Value]:
-    """What may read 16 bits, where the scheme has them; without those that are merely `light` if so asked. Those of `few` have weights of few bits."""
+    """What may read 16 bits, where the scheme has them; without those that are merely `light` if so asked. Weights of `few` have few bits."""
     if not scheme.streams or scheme.bits > 8:
         return frozenset()
     wanted = set(filter(reads_words, asked_readers(graph, bits, plan)))
