@@ -77,7 +77,7 @@ class Options:
     weight_bits: int = 8
     """7: convolution weights in [-63, 63]. On CPUs whose dot product goes through 16-bit sums (AVX2 without VNNI, plain NEON) that is faster."""
     weight_groups: bool = True
-    """Weights of at most four bits have a multiplier for every 32 along K (`weight_grid`): closer, in half the bytes, at the speed of eight bits."""
+    """Weights of at most four bits have a multiplier for every four along K (`weight_grid`): closer, in little more than half the bytes."""
     distill: bool = True
     """Tune weights of few bits to the answers of the float network (`distill`), where torch is installed."""
     activation_bits: int = 8

@@ -185,7 +185,7 @@ def grid_of_integers(q: Integers, scale: Floats, bits: int) -> Grid:
 def multipliers_of(q: NDArray[np.generic], bits: int) -> Integers:
     """m [..., groups] of rows [..., K]: the least of which all of a group are multiples, by integers of so many bits; 0 where there is none."""
     low, high = ends_of(bits)
-    groups = np.pad(q.astype(np.int64), (*[(0, 0)] * (q.ndim - 1), (0, -q.shape[-1] % GROUP))).reshape(*q.shape[:-1], -1, GROUP)
+    groups = np.pad(q.astype(np.int16), (*[(0, 0)] * (q.ndim - 1), (0, -q.shape[-1] % GROUP))).reshape(*q.shape[:-1], -1, GROUP)
     found = np.zeros(groups.shape[:-1], np.int64)
     for m in range(MOST, 0, -1):
         fits = (groups % m == 0) & (groups >= low * m) & (groups <= high * m)
@@ -194,12 +194,16 @@ def multipliers_of(q: NDArray[np.generic], bits: int) -> Integers:
 
 
 def information(q: NDArray[np.generic], bits: int, groups: int) -> int:
-    """Bits of what is stored of the integers `q` [O, kh, kw, C], which take `bits`: fewer where
-    groups of them are multiples of one number. The convolution has so many `groups`."""
-    rows = q.reshape(len(q), -1).astype(np.int64)
-    fewer = range(2, min(NARROW + 1, bits))
+    """Bits of what is stored of the integers `q` [O, kh, kw, C], which take `bits`: fewer where groups of them are multiples of one number. The
+    convolution has so many `groups`."""
+    rows, fewer = q.reshape(len(q), -1), range(2, min(NARROW + 1, bits))
     if groups > 1 and q.shape[-1] == 1:
-        return next((few for few in fewer if grid_of_rows(rows, np.ones(len(q)), few, row_of(q.shape)).holds(rows)), bits)
+        return next((few for few in fewer if _are_rows(rows.astype(np.int64), few, row_of(q.shape))), bits)
     if groups > 1 or not may_have_groups(q.shape):
         return bits
-    return next((few for few in fewer if multipliers_of(rows, few).all()), bits)
+    # Most weights are no multiples, which the first row tells.
+    return next((few for few in fewer if multipliers_of(rows[:1], few).all() and multipliers_of(rows, few).all()), bits)
+
+
+def _are_rows(q: Integers, bits: int, row: int) -> bool:
+    return grid_of_rows(q, np.ones(len(q)), bits, row).holds(q)
