@@ -100,9 +100,10 @@ def distill(
         return MISSING
     torch, xp = found
     layers = {v.name: Layer.of(v, widths.get(v.name, 8), means.get(v.name)) for v in qdq.order if _is_layer(v)}
-    pairs = _compared(judged(graph), judged(qdq))
+    graphs = judged(graph), judged(qdq)
+    pairs = _compared(*graphs)
     try:
-        teacher, student = (TorchNetwork(judged(g), torch, xp, samples[0], [p[i] for p in pairs]) for i, g in enumerate((graph, qdq)))
+        teacher, student = (TorchNetwork(g, torch, xp, samples[0], [p[i] for p in pairs]) for i, g in enumerate(graphs))
         return _Distillation(torch, teacher, student, layers, samples, progress or _silent).run(_steps(graph, products))
     except (NotImplementedError, TypeError) as problem:
         return f"torch cannot run the network: {problem}"

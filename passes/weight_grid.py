@@ -21,18 +21,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from itertools import product
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Number = TypeVar("Number", bound=np.generic)
 
 GROUP = 4
 """Weights along K that share a multiplier."""
 ALIGNED = 16
 """Channels of windows of several pixels come in multiples of this, the longest step of a dot product."""
-MOST = 4
+FIELD = 2
+"""Bits of a stored multiplier."""
+CODED = 8 // FIELD * GROUP
+"""Weights along K whose multipliers lie in one byte."""
+MOST = 1 << FIELD
 """The greatest multiplier m. m q has six bits, whose chains of 16-bit sums are nearly always exact (`backends/llvm/chains`)."""
 MOST_OF_ROW = 2
 """That of a row of a depthwise kernel."""
@@ -115,9 +121,9 @@ def _multiplied(scale: Floats, multipliers: Integers, k: int, bits: int) -> Grid
     return Grid(scale, np.repeat(multipliers, GROUP, 1)[:, :k], low, high)
 
 
-def _in_groups(a: Floats, group: int) -> Floats:
-    """[O, K] as [O, groups, group], zeros at the end."""
-    return np.pad(a, ((0, 0), (0, -a.shape[1] % group))).reshape(len(a), -1, group)
+def _in_groups(a: NDArray[Number], group: int) -> NDArray[Number]:
+    """[..., K] as [..., groups, group], zeros at the end."""
+    return np.pad(a, (*[(0, 0)] * (a.ndim - 1), (0, -a.shape[-1] % group))).reshape(*a.shape[:-1], -1, group)
 
 
 def _multiples(w: Floats, h: Floats, scale: Floats, low: int, high: int, most: int) -> tuple[Floats, Floats, Integers]:
@@ -185,7 +191,7 @@ def grid_of_integers(q: Integers, scale: Floats, bits: int) -> Grid:
 def multipliers_of(q: NDArray[np.generic], bits: int) -> Integers:
     """m [..., groups] of rows [..., K]: the least of which all of a group are multiples, by integers of so many bits; 0 where there is none."""
     low, high = ends_of(bits)
-    groups = np.pad(q.astype(np.int16), (*[(0, 0)] * (q.ndim - 1), (0, -q.shape[-1] % GROUP))).reshape(*q.shape[:-1], -1, GROUP)
+    groups = _in_groups(q.astype(np.int16), GROUP)
     found = np.zeros(groups.shape[:-1], np.int64)
     for m in range(MOST, 0, -1):
         fits = (groups % m == 0) & (groups >= low * m) & (groups <= high * m)

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.passes.weight_grid import GROUP, may_have_groups, multipliers_of
+from qcompiler.passes.weight_grid import CODED, FIELD, GROUP, may_have_groups, multipliers_of
 
 from .dot import Chained, Dot, Maddubs
 from .dsl import Kernel, Ptr, Val, join
@@ -29,10 +29,8 @@ from .instrs import vector
 
 BITS, LARGEST = 4, 7
 """Of a nibble, and the greatest magnitude of two in one register."""
-FIELDS, FIELD = 4, 2
-"""Multipliers in a byte, and the bits of each."""
-CODED = FIELDS * GROUP
-"""Weights along K whose multipliers lie in one byte."""
+FIELDS = CODED // GROUP
+"""Multipliers in a byte."""
 MOST_PRODUCTS = (1 << 31) // (255 * 119)
 """Products of u8 and at most 119 = 16 * 7 + 7 whose sum fits in 32 bits."""
 

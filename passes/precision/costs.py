@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import UsageError
 from qcompiler.ir.graph import Value
 from qcompiler.ir.ops import Conv
-from qcompiler.passes.weight_grid import ALIGNED, has_groups
+from qcompiler.passes.weight_grid import CODED, has_groups
 
 NIBBLE = 4
 
@@ -37,7 +37,7 @@ def weight_bytes(v: Value, bits: int) -> int:
     shape, size = v.inputs[1].shape, v.inputs[1].type.size
     if bits > NIBBLE or v.op.groups > 1:
         return size
-    return -(-size // 2) + (shape[0] * -(-size // shape[0] // ALIGNED) if has_groups(shape, v.type.size // v.shape[-1]) else 0)
+    return -(-size // 2) + (shape[0] * -(-size // shape[0] // CODED) if has_groups(shape, v.type.size // v.shape[-1]) else 0)
 
 
 @dataclass(frozen=True)

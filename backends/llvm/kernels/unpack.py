@@ -29,8 +29,8 @@ from qcompiler.ir.integer import IntConv
 from qcompiler.ir.ops import const_data
 from qcompiler.ir.types import DType
 from qcompiler.passes.partition import Step
+from qcompiler.passes.weight_grid import CODED, multipliers_of
 from qcompiler.passes.weight_grid import GROUP as MULTIPLE
-from qcompiler.passes.weight_grid import multipliers_of
 
 from .chain import WORD, header_bytes
 from .conv import ConvConfig
@@ -69,7 +69,7 @@ class Part:
     @property
     def shared(self) -> int:
         """Groups of K that share bytes of multipliers."""
-        return nibbles.CODED // self.dot.group
+        return CODED // self.dot.group
 
     def channels(self, target: Target) -> int:
         """In a register."""
