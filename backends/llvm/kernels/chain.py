@@ -90,7 +90,9 @@ def _chain(k: Kernel, dot: Chained, form: Form, pixels: Sequence[int], x: Ptr, s
 def _long_chain(
     k: Kernel, dot: Chained, form: Form, pixels: Sequence[int], places: Sequence[Ptr], weights: Ptr, accs: Sequence[Val | Ptr], packed: bool
 ) -> tuple[list[Val], Ptr]:
-    """The accumulators and the place after the weights. Group after group for all pixels: sums of 16 bits stay in registers, weights need not."""
+    """The accumulators and the place after the weights. Group after group for all pixels: sums of 16 bits stay in registers, weights need not.
+
+    They are opaque between groups: LLVM would turn the additions of a chain into a tree, and spill what that keeps alive."""
     count = len(_registers(accs[0]))
     size = count * k.target.vector_bytes // (2 if packed else 1)
     words: list[list[Any]] = [[None] * count for _ in pixels]
@@ -99,7 +101,8 @@ def _long_chain(
         w = (nibbles.load(k, dot, here, count) if packed else k.load(here, 8, count)).regs
         for sums, offset in zip(words, pixels, strict=True):
             x = dot.broadcast(k, place + offset, form.signed)
-            sums[:] = [reduce(k.b.add, [*([s] if n else []), *dot.products(k, x, r)]) for s, r in zip(sums, w, strict=True)]
+            added = (reduce(k.b.add, [*([s] if n else []), *dot.products(k, x, r)]) for s, r in zip(sums, w, strict=True))
+            sums[:] = k.opaque(Val(k, tuple(added), 16)).regs
     found = [Val(k, tuple(k.b.add(a, dot.widened(k, s)) for a, s in zip(_registers(acc), sums)), 32) for acc, sums in zip(accs, words, strict=True)]
     return found, weights + size * len(places)
 
