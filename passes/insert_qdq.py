@@ -195,7 +195,7 @@ class _Inserter:
             self.widths.get(v, 8),
             self.scheme,
             error,
-            _grouping(v, self.weight_groups),
+            _grouping(v, self.weight_groups, self.widths.get(v, 8)),
         )
         for channel in made.raised:
             self.declined(v, f"the weight scale of output channel {channel} was raised so that bias and accumulator fit")
@@ -219,12 +219,12 @@ class _Inserter:
         return self.quant.get(stored)
 
 
-def _grouping(v: Value, weight_groups: bool) -> Grouping:
-    """How the weights of the convolution `v` share scales where they have few bits."""
+def _grouping(v: Value, weight_groups: bool, bits: int) -> Grouping:
+    """How the weights of the convolution `v` share scales where they have so few bits."""
     assert isinstance(v.op, Conv)
     if v.op.groups > 1:
         return Grouping.shifted if v.inputs[1].shape[3] == 1 else Grouping.none
-    return Grouping.multiplied if weight_groups and has_groups(v.inputs[1].shape, v.type.size // v.shape[-1]) else Grouping.none
+    return Grouping.multiplied if weight_groups and has_groups(v.inputs[1].shape, v.type.size // v.shape[-1], bits) else Grouping.none
 
 
 def _source(v: Value) -> Value:

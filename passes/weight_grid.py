@@ -64,10 +64,10 @@ def may_have_groups(shape: tuple[int, ...]) -> bool:
     return kh * kw * c >= ALIGNED and (kh * kw == 1 or c % ALIGNED == 0)
 
 
-def has_groups(shape: tuple[int, ...], pixels: int) -> bool:
+def has_groups(shape: tuple[int, ...], pixels: int, bits: int) -> bool:
     """Whether they have, in a layer of so many pixels. Layers of one wait for memory, and multiplying weights for it alone would take longer than
-    reading bytes."""
-    return pixels > 1 and may_have_groups(shape)
+    reading bytes; two and three bits are for size, whatever that takes."""
+    return (pixels > 1 or bits < NARROW) and may_have_groups(shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,7 +44,7 @@ def test_precision_by_name(precision: str | None, weights: int, greatest: int) -
     assert {layer.weight_bits for layer in model.report.layers if layer.weight_bits} == {weights, 8}
     for v in (v for v in convs if v not in depthwise):
         w = const_data(v.inputs[1]).astype(int)
-        most = greatest if weights == 8 or not has_groups(w.shape, v.type.size // v.shape[-1]) else (greatest + 1) * MOST
+        most = greatest if weights == 8 or not has_groups(w.shape, v.type.size // v.shape[-1], weights) else (greatest + 1) * MOST
         assert greatest <= np.abs(w).max() <= most
     for rows in (const_data(v.inputs[1]).astype(int).reshape(v.shape[-1], -1) for v in depthwise):
         most = MOST_OF_ROW if weights <= 4 else 1

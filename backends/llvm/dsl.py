@@ -216,9 +216,13 @@ class Kernel:
         b.position_at_end(after)
         carried[:] = [rebuilt(c, p) for c, p in zip(carried, phis)]
 
-    def load_index(self, p: Ptr) -> Index:
-        """The number, not negative, in the 32 bits at `p`."""
-        return Index(self, self.b.zext(self.b.load(p.ir, align=4, typ=I32), I64))
+    def load_index(self, p: Ptr, bits: int = 32) -> Index:
+        """The number, not negative, in the `bits` bits at `p`."""
+        return Index(self, self.b.zext(self.b.load(p.ir, align=bits // 8, typ=ir.IntType(bits)), I64))
+
+    def store_index(self, p: Ptr, index: Index) -> None:
+        """A number to the 32 bits at `p`."""
+        self.b.store(self.b.trunc(index.ir, I32), p.ir, align=4)
 
     def _phi(self, initial: Any, before: Any) -> Any:
         phi = self.b.phi(initial.type)

@@ -25,14 +25,14 @@ from .costs import Latencies, weight_bytes
 from .loss import Drop, Judge, drop_of, judge_of
 from .plan import Plan, Precision
 from .search import BYTES, MILLISECONDS, Choice, Goal, Point, Search, problem_of
-from .sensitivity import Sensitivities, measure_sensitivities
+from .sensitivity import Forms, Sensitivities, changes_of, measure_sensitivities
 from .simulate import Feeds, Simulation, weighted_layers, weights_of
 
-WIDTHS = (8, 4)
-"""Those that differ in cost, the reference first."""
+WIDTHS = (8, 4, 3, 2)
+"""Those that differ in bytes, the reference first."""
 FASTER = (8, 7, 6, 4)
-"""Where time counts: between 8 and 4 bits, sums of 16 bits pair more often."""
-LEAST, MOST, PRODUCTS = 16, 256, 4e11
+"""Where time counts: between 8 and 4 bits, sums of 16 bits pair more often; below, weights take no less."""
+LEAST, MOST, PRODUCTS = 32, 256, 4e11
 """Samples on which sensitivities are measured: as many as take so many multiply-accumulates, within bounds."""
 TUNING = 4e11
 """Multiply-accumulates of samples that the choice is tuned on (`distill`)."""
@@ -156,27 +156,37 @@ class Auto:
 
     def _able(self, latencies: Latencies | Meter | None) -> tuple[int, ...]:
         """The widths to choose from. UsageError where a table lacks the reference."""
+        if latencies is None:
+            return WIDTHS
+        able = FASTER if self.goal.max_bytes is None else tuple(sorted({*FASTER, *WIDTHS}, reverse=True))
         if not isinstance(latencies, Latencies):
-            return WIDTHS if latencies is None else FASTER
-        if found := tuple(w for w in FASTER if w in latencies.widths) if 8 in latencies.widths else ():
+            return able
+        if found := tuple(w for w in able if w in latencies.widths) if 8 in latencies.widths else ():
             return found
         raise UsageError(f"the latency table of {latencies.target} lacks weights of 8 bits, found {list(latencies.widths)}; measure it again")
 
     def run(self, looked_at: Sequence[Feeds]) -> Chosen:
         """Sensitivities on the first of these samples, and the choice."""
         looked_at = self.few(looked_at)
-        total = len(looked_at) * len(self.layers) * (len(self.widths) - 1)
-        narrow = {b: self.forms[b] for b in self.widths[1:]}
+        costs, narrow = self._costs(), self.narrow
+        total = len(looked_at) * len(changes_of(narrow))
         found = measure_sensitivities(self.network, narrow, looked_at, self.judge, lambda n: self.tell("sensitivities", n, total), self.saved)
-        search = Search(problem_of(found, self.layers, self.widths, self._costs()), self.goal, self._drop)
+        search = Search(problem_of(found, self.layers, self.widths, costs), self.goal, self._drop)
         point = search.run()
         reference = search.point((0,) * len(self.layers))
         return Chosen(self.plan(point.choice), self.widths, self.layers, found, point, reference, self.latencies, search)
 
+    @property
+    def narrow(self) -> Forms:
+        """Weights of fewer bits, of the layers that cost less with them than with any more."""
+        lower = [(c[:, 1:] < np.minimum.accumulate(c, 1)[:, :-1]) for c in self._costs().values()]
+        useful = np.logical_or.reduce(lower)
+        return {b: {name: self.forms[b][name] for name, u in zip(self.layers, useful[:, n]) if u} for n, b in enumerate(self.widths[1:])}
+
     def few(self, samples: Sequence[Feeds]) -> Sequence[Feeds]:
         """The first of them, as many as it takes."""
         convs = weighted_layers(self.graph)
-        products = sum(v.type.size * int(np.prod(v.inputs[1].shape[1:])) for v in convs) * len(convs) * (len(self.widths) - 1)
+        products = sum(v.type.size * int(np.prod(v.inputs[1].shape[1:])) for v in convs) * len(changes_of(self.narrow))
         return samples[: max(LEAST, min(MOST, int(PRODUCTS / max(products, 1))))]
 
     def plan(self, choice: Choice) -> Plan:

@@ -29,10 +29,12 @@ SECONDS, GAP = 20.0, 1e-4
 
 @dataclass(frozen=True)
 class Problem:
-    """`costs[name]` [layers, widths]; `pairs` maps two options, numbered layer * widths + width, to what they cost together beyond their sum."""
+    """`costs[name]` [layers, widths]; `pairs` maps two options, numbered layer * widths + width, to what they cost together beyond their sum.
+    Options that are `closed` are not to be taken."""
 
     costs: Mapping[str, Floats]
     pairs: Mapping[tuple[int, int], float]
+    closed: frozenset[int] = frozenset()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -58,7 +60,11 @@ def choose(problem: Problem, minimise: str, limits: Mapping[str, float]) -> tupl
     integral = np.concatenate([np.ones(n), np.zeros(len(pairs))])
     objective = _row(problem, minimise)
     scale = float(np.abs(objective).max()) or 1.0
-    found = milp(objective / scale, integrality=integral, bounds=Bounds(0, 1), constraints=rows, options={"time_limit": SECONDS, "mip_rel_gap": GAP})
+    most = np.ones(size)
+    most[list(problem.closed)] = 0
+    found = milp(
+        objective / scale, integrality=integral, bounds=Bounds(0, most), constraints=rows, options={"time_limit": SECONDS, "mip_rel_gap": GAP}
+    )
     if found.x is None:
         if found.status == 2:
             return None

@@ -1,7 +1,6 @@
 """What a layer costs in each width: bytes of its weights, and milliseconds where they were measured or modelled.
 
-Weights of at most four bits lie two in a byte, beside two bits for each group's multiplier, rounded up to bytes; all others, and depthwise ones,
-one in a byte.
+Weights of at most four bits take their bits, beside two for each group's multiplier, rounded up to bytes; all others, and depthwise ones, a byte.
 A latency table is a JSON file, so that other tools can read and write it; milliseconds are those of one thread:
 
     {"target": "x86-64-avx512vnni", "cpu": "...",              null where latencies are modelled
@@ -26,18 +25,18 @@ from numpy.typing import NDArray
 from qcompiler.errors import UsageError
 from qcompiler.ir.graph import Value
 from qcompiler.ir.ops import Conv
-from qcompiler.passes.weight_grid import CODED, has_groups
-
-NIBBLE = 4
+from qcompiler.passes.weight_grid import CODED, NARROW, has_groups
 
 
 def weight_bytes(v: Value, bits: int) -> int:
     """Of the convolution `v` with weights of so many bits."""
     assert isinstance(v.op, Conv)
     shape, size = v.inputs[1].shape, v.inputs[1].type.size
-    if bits > NIBBLE or v.op.groups > 1:
+    if bits > NARROW or v.op.groups > 1:
         return size
-    return -(-size // 2) + (shape[0] * -(-size // shape[0] // CODED) if has_groups(shape, v.type.size // v.shape[-1]) else 0)
+    if not has_groups(shape, v.type.size // v.shape[-1], bits):
+        return -(-size // 2)
+    return -(-size * bits // 8) + shape[0] * -(-size // shape[0] // CODED)
 
 
 @dataclass(frozen=True)

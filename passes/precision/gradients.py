@@ -30,7 +30,7 @@ from qcompiler.ir.interpret import run
 from qcompiler.ir.ops import Const, Input
 
 from .loss import Classes, Judge, Values
-from .sensitivity import Forms
+from .sensitivity import Forms, changes_of
 from .simulate import Feeds, Weights, opened, weighted_layers, weights_of
 
 Floats = NDArray[np.float64]
@@ -48,7 +48,7 @@ def measure_second_order(graph: Graph, forms: Forms, samples: Sequence[Feeds], j
     """Of every layer of the float `graph` in every width of `forms`, over `samples`. UsageError where torch is missing."""
     network = _Differentiable(graph, seed)
     own = weights_of(graph)
-    deltas = {(layer, bits): _difference(forms[bits][layer], own[layer]) for layer in next(iter(forms.values())) for bits in forms}
+    deltas = {(layer, bits): _difference(forms[bits][layer], own[layer]) for layer, bits in changes_of(forms)}
     traces, fisher = dict.fromkeys(own, 0.0), np.zeros(len(deltas))
     for sample in samples:
         gradients, curvatures = network.derivatives(sample, judge)

@@ -53,7 +53,7 @@ class Point:
 
 
 def problem_of(found: Sensitivities, layers: Sequence[str], widths: Sequence[int], costs: Mapping[str, np.ndarray]) -> Problem:
-    """The integer program over `widths`, of which the first is the reference without a loss.
+    """The integer program over `widths`, of which the first is the reference without a loss; the others are open where their loss was measured.
 
     Errors that cancel on the samples looked at are not counted on: the program would pick out those that do so by chance.
     """
@@ -64,7 +64,8 @@ def problem_of(found: Sensitivities, layers: Sequence[str], widths: Sequence[int
         loss[x] = found.loss[i]
     count = len(widths)
     joint = {(x, y): 2 * float(found.pairs[i, j]) for x, i in at for y, j in at if x // count < y // count}
-    return Problem({**costs, LOSS: loss.reshape(len(layers), count)}, _greatest(joint, count, PAIRS_PER_LAYER * len(layers)))
+    closed = frozenset(x for x in range(len(loss)) if x % count) - {x for x, _ in at}
+    return Problem({**costs, LOSS: loss.reshape(len(layers), count)}, _greatest(joint, count, PAIRS_PER_LAYER * len(layers)), closed)
 
 
 def _greatest(joint: Mapping[tuple[int, int], float], widths: int, count: int) -> dict[tuple[int, int], float]:

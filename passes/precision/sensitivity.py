@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 Change = tuple[str, int]
 """A layer, and the bits of its weights."""
 Forms = Mapping[int, Mapping[str, Weights]]
-"""Bits -> layer -> its weights rounded to so many bits."""
+"""Bits -> layer -> its weights rounded to so many bits, of layers that may have them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,12 @@ class Sensitivities:
         return float(self.loss[at].sum() + block.sum() - np.trace(block))
 
 
+def changes_of(forms: Forms) -> list[Change]:
+    """Layer by layer."""
+    layers = dict.fromkeys(layer for of_bits in forms.values() for layer in of_bits)
+    return [(layer, bits) for layer in layers for bits in forms if layer in forms[bits]]
+
+
 def measure_sensitivities(
     network: Simulation,
     forms: Forms,
@@ -61,7 +67,7 @@ def measure_sensitivities(
 
     Sums over samples are kept in `folder` as they grow, under the digest of all that they depend on; there a run that was interrupted goes on.
     """
-    changes = [(layer, bits) for layer in next(iter(forms.values())) for bits in forms]
+    changes = changes_of(forms)
     n = len(changes)
     kept = None if folder is None else Kept(folder, digest(network.graph, forms, samples, judge))
     sums = (None if kept is None else kept.read()) or Sums(0, np.zeros(n), np.zeros(n), np.zeros((n, n)), 0.0)
@@ -91,5 +97,5 @@ def rank_correlations(found: Sensitivities, truth: Floats, others: Mapping[str, 
 def weight_errors(network: Graph, forms: Forms) -> Floats:
     """Mean squared error of the weights of every change, in units of the layer's own: |D|^2 / |W|^2."""
     own = weights_of(network)
-    pairs = [(own[layer][0].astype(np.float64), forms[bits][layer][0]) for layer in next(iter(forms.values())) for bits in forms]
+    pairs = [(own[layer][0].astype(np.float64), forms[bits][layer][0]) for layer, bits in changes_of(forms)]
     return np.array([((w - other) ** 2).sum() / ((w**2).sum() or 1.0) for w, other in pairs])

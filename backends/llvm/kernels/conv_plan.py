@@ -105,7 +105,7 @@ def plan_conv(run: Run, target: Target) -> Iterable[Launch]:
         weights = pack_weights(w, config, target)
     where: Argument = Data(weights)
     if run.scratch is not None:
-        parts, where = parts_of(config, w), Address.of(run.scratch)
+        parts, where = parts_of(config, _weights(run.step.producer)), Address.of(run.scratch)
         packed = Data(pack_parts(weights, parts, target))
         yield Launch(emit_unpack, parts, UNPACK_PARAMETERS, (packed, where), run.step.result.name)
     given = arguments(run, shape, where, pack_constants(data, config, target), data.tables)
@@ -208,9 +208,13 @@ def problem_of(run: Run, target: Target) -> Problem | None:
 
 def _in_runs(shape: ConvShape, v: Value) -> NDArray[np.int8]:
     """Weights as [O, number of runs, elements of a run]."""
+    return _weights(v).reshape(shape.w[0], -1, _run_length(shape))
+
+
+def _weights(v: Value) -> NDArray[np.int8]:
     w = const_data(v.inputs[1])
     assert w is not None
-    return w.astype(np.int8).reshape(w.shape[0], -1, _run_length(shape))
+    return w.astype(np.int8)
 
 
 def _steps(shape: ConvShape, channels: int, epilogue: Epilogue) -> list[Steps]:

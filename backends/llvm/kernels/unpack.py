@@ -1,29 +1,32 @@
-"""Nibbles of a layer's weights to bytes in working memory, once for all of its pixels.
+"""A layer's weights of few bits to bytes in working memory, once for all of its pixels.
 
 Where products are added up in 16 bits, nibbles must be taken apart before they are multiplied: 2.5 instructions for a register of weights,
 in every tile of pixels. A layer of many pixels does it before it begins, and then runs the kernel of eight bits:
 
     in each tile:   pixels / TILE * unpacking              beforehand:   unpacking + STORE + LOAD
 
-Nibbles with multipliers are always taken apart so, to the bytes m q. They lie in the order of K; every 16 along K share registers of
-multipliers, one byte for each channel of a register, two bits for each four along K. Where the kernel of eight bits walks K in an order of its own
-(`chain`), a table says where each group goes:
+Integers with multipliers, and those of two and three bits, are always taken apart so, to the bytes m q. They lie in the order of K; every 16 along K
+share registers of multipliers, one byte for each channel of a register, two bits for each four along K. Where the kernel of eight bits walks K in an
+order of its own (`chain`), each block tells how many chains it has of each form, and which place each group takes in that order. Where it lies in the
+window, which the kernel's header says, is the same for all blocks:
 
-    block before:   header | places of the groups, where they are not in order | multipliers | nibbles
+    layer before:   where each group lies in the window, if blocks have orders | blocks
+    block before:   chains of each form, places of the groups | multipliers | planes
     block after:    header | registers
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.backends.llvm import nibbles
-from qcompiler.backends.llvm.dot import FORMS, GROUP, Chained, Dot, Maddubs, dot_of
-from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr
+from qcompiler.backends.llvm import nibbles, planes
+from qcompiler.backends.llvm.dot import FORMS, GROUP, Dot, Maddubs, dot_of
+from qcompiler.backends.llvm.dsl import Index, Kernel, Ptr, Val
 from qcompiler.backends.llvm.target import Target
 from qcompiler.ir.integer import IntConv
 from qcompiler.ir.ops import const_data
@@ -42,24 +45,27 @@ MOVED = 4.0
 """Instructions' worth of storing a register and of loading it from the second-level cache."""
 MOST_FORMS = 8
 LINE = 64
+PLACE = 2
+"""Bytes of a group's place in the order of chains."""
 STEP = 16
 """Bytes of K in the longest step of a form."""
+UNDER_NIBBLES = (2, 3)
+"""Bits of integers that kernels of nibbles would not keep small."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """`blocks` blocks of a header, which is copied, and `depth * count` registers of `form`. Headers are of `forms` forms of chains; without any
-    there is none.
+    """`blocks` blocks of a header and `depth * count` registers of `form`. Headers are of `forms` forms of chains; without any there is none.
 
-    `forms`: of so many forms the header counts chains, before it tells the places of groups of K; None: there is no header.
-    `multiples`: nibbles have multipliers."""
+    `forms`: of so many forms the header counts chains, before it tells the places of groups of K.
+    `bits`: of the integers that have multipliers; None: these are nibbles without."""
 
     blocks: int
     depth: int
     count: int
     forms: int
     form: str
-    multiples: bool
+    bits: int | None
 
     @property
     def dot(self) -> Dot:
@@ -77,7 +83,7 @@ class Part:
 
     @property
     def header(self) -> int:
-        """Bytes that are copied."""
+        """Bytes of a block's header, taken apart."""
         return header_bytes(self.forms, self.depth) if self.forms else 0
 
     @property
@@ -85,12 +91,33 @@ class Part:
         """Of weights."""
         return self.depth * self.count
 
+    @property
+    def unit(self) -> int:
+        """Groups of K that are taken apart at once: they share bytes of multipliers, and fill the registers of their planes."""
+        return lcm(self.shared * self.count, planes.fields(self.bits or nibbles.BITS)) // self.count
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """(how many times so many groups, groups that are left)."""
+        return divmod(self.depth, self.unit)
+
+    def packed(self, groups: int) -> int:
+        """Registers that so many groups take."""
+        return planes.registers(self.bits or nibbles.BITS, groups * self.count)
+
     def before(self, target: Target) -> Before:
         """Where the parts of a packed block are."""
-        table = _lines(WORD * self.depth) if self.multiples and isinstance(self.dot, Chained) else 0
-        numbers = _lines(-(-self.depth // self.shared) * self.count * self.channels(target)) if self.multiples else 0
-        weights = self.header + table + numbers
-        return Before(self.header, self.header + table, weights, weights + -(-self.registers // 2) * target.vector_bytes)
+        if self.bits is None:
+            return Before(0, self.header, self.header, self.header + self.packed(self.depth) * target.vector_bytes)
+        (whole, rest), table = self.units, WORD * self.forms
+        multipliers = _lines(table + PLACE * self.depth) if self.forms else 0
+        weights = multipliers + _lines(-(-self.depth // self.shared) * self.count * self.channels(target))
+        return Before(table, multipliers, weights, weights + (whole * self.packed(self.unit) + self.packed(rest)) * target.vector_bytes)
+
+    @property
+    def window(self) -> int:
+        """Bytes that tell where groups lie in the window, before all blocks."""
+        return _lines(WORD * self.depth) if self.forms and self.bits is not None else 0
 
     def after(self, target: Target) -> int:
         """Bytes of a block taken apart."""
@@ -111,13 +138,19 @@ def _lines(size: int) -> int:
     return -(-size // LINE) * LINE
 
 
+def kept_bits(w: NDArray[np.generic]) -> int | None:
+    """Bits of the integers with multipliers as which weights [O, kh, kw, C] are kept; None: they are nibbles without, or bytes."""
+    bits = planes.bits_of_multiples(w)
+    return None if nibbles.fit(w) and bits not in UNDER_NIBBLES else bits
+
+
 def unpacks_before(step: Step, target: Target) -> bool:
     """Whether a convolution's nibbles are taken apart in working memory."""
     v, dot = step.producer, dot_of(target)
     if not isinstance(v.op, IntConv) or v.op.groups > 1 or v.inputs[0].type.dtype is DType.i16 or (w := const_data(v.inputs[1])) is None:
         return False
-    if not nibbles.fit(w):
-        return nibbles.fit_multiples(w)
+    if kept_bits(w) is not None or not nibbles.fit(w):
+        return kept_bits(w) is not None
     pixels, each = int(np.prod(v.shape[:3])), nibbles.unpacking(dot)
     return isinstance(dot, Maddubs) and pixels / TILE * each > each + MOVED
 
@@ -133,13 +166,17 @@ def unpack_scratch(step: Step, target: Target) -> int:
 
 
 def parts_of(config: ConvConfig, w: NDArray[np.generic]) -> tuple[Part, ...]:
-    """How the weights `w` of `config` lie."""
-    return tuple(Part(s.blocks, config.depth, s.count * config.dot.spread, len(s.forms), config.form, not nibbles.fit(w)) for s in config.segments)
+    """How the weights `w` [O, kh, kw, C] of `config` lie."""
+    bits = kept_bits(w)
+    return tuple(Part(s.blocks, config.depth, s.count * config.dot.spread, len(s.forms), config.form, bits) for s in config.segments)
 
 
 def pack_parts(weights: bytes, parts: tuple[Part, ...], target: Target) -> bytes:
-    """Bytes as the kernel of eight bits reads them, with pairs of registers as nibbles."""
-    return b"".join(_pack_block(block, part, target) for part, block in _blocks(weights, parts, target))
+    """Bytes as the kernel of eight bits reads them, with registers as planes."""
+    blocks = list(_blocks(weights, parts, target))
+    part, first = blocks[0]
+    window = np.sort(_window(first, part)).tobytes().ljust(part.window, b"\0") if part.window else b""
+    return window + b"".join(_pack_block(block, part, target) for part, block in blocks)
 
 
 def _blocks(weights: bytes, parts: tuple[Part, ...], target: Target) -> Iterator[tuple[Part, NDArray[np.int8]]]:
@@ -153,24 +190,20 @@ def _blocks(weights: bytes, parts: tuple[Part, ...], target: Target) -> Iterator
 
 def _pack_block(block: NDArray[np.int8], part: Part, target: Target) -> bytes:
     header, registers = block[: part.header], block[part.header :].reshape(part.depth, part.count, target.vector_bytes)
-    before, extra = part.before(target), list[bytes]()
-    if part.multiples:
-        order = np.argsort(_places(header, part)) if before.multipliers > before.table else np.arange(part.depth)
-        multipliers, registers = _divided(registers[order], part, target)
-        extra = [(order * part.count * target.vector_bytes).astype(np.int32).tobytes()] if before.multipliers > before.table else []
-        extra = [e.ljust(size, b"\0") for e, size in zip([*extra, multipliers.tobytes()], _sizes(before))]
-    flat = registers.reshape(part.registers, -1)
-    even = np.pad(flat, ((0, len(flat) % 2), (0, 0)))
-    return b"".join([header.tobytes(), *extra, nibbles.pack_bytes(even).tobytes()])
+    if part.bits is None:
+        return header.tobytes() + planes.pack(registers.reshape(part.registers, -1), nibbles.BITS).tobytes()
+    before, places = part.before(target), np.argsort(_window(header, part)) if part.window else np.arange(part.depth)
+    multipliers, q = _divided(registers[places], part, target)
+    table = header[: WORD * part.forms].tobytes() + places.astype(np.uint16).tobytes() if part.window else b""
+    sizes = before.multipliers, before.weights - before.multipliers
+    extra = [e.ljust(size, b"\0") for e, size in zip((table, multipliers.tobytes()), sizes)]
+    units = (unit.reshape(-1, target.vector_bytes) for unit in np.split(q, range(part.unit, part.depth, part.unit)))
+    return b"".join([*extra, *(planes.pack(unit, part.bits).tobytes() for unit in units)])
 
 
-def _sizes(b: Before) -> list[int]:
-    return [size for size in (b.multipliers - b.table, b.weights - b.multipliers) if size]
-
-
-def _places(header: NDArray[np.int8], part: Part) -> NDArray[np.int32]:
+def _window(header: NDArray[np.int8], part: Part) -> NDArray[np.int32]:
     """Where each group of K lies in the window, in the order of the chains: they ascend with K."""
-    return header.view(np.int32)[part.forms : part.forms + part.depth]
+    return header[: part.header].view(np.int32)[part.forms : part.forms + part.depth]
 
 
 def _divided(registers: NDArray[np.int8], part: Part, target: Target) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
@@ -178,9 +211,10 @@ def _divided(registers: NDArray[np.int8], part: Part, target: Target) -> tuple[N
     channel, element = _bytes_of_register(part.dot, target)
     places = np.lexsort((element, channel)).reshape(part.channels(target), -1)
     rows = registers[..., places].transpose(1, 2, 0, 3).reshape(part.count, len(places), -1)  # [count, channels, K]
-    m = multipliers_of(rows, nibbles.BITS)
+    assert part.bits is not None
+    m = multipliers_of(rows, part.bits)
     whole = np.repeat(m, MULTIPLE, 2)[..., : rows.shape[2]].reshape(part.count, len(places), part.depth, -1).transpose(2, 0, 1, 3)
-    return nibbles.coded(m).transpose(2, 0, 1), (registers // whole[..., channel, element]).astype(np.int8)
+    return planes.coded(m).transpose(2, 0, 1), (registers // whole[..., channel, element]).astype(np.int8)
 
 
 def _bytes_of_register(dot: Dot, target: Target) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -192,58 +226,72 @@ def _bytes_of_register(dot: Dot, target: Target) -> tuple[NDArray[np.int64], NDA
 
 def emit_unpack(k: Kernel, parts: tuple[Part, ...]) -> None:
     """The body of a function with `PARAMETERS`."""
-    packed, unpacked = k.parameters
+    window, unpacked = k.parameters
+    packed = window + parts[0].window
     for part in parts:
         before, after = part.before(k.target).end, part.after(k.target)
         with k.split(part.blocks) as b:
-            _emit_block(k, part, packed + b * before, unpacked + b * after)
+            if part.bits is None:
+                _emit_nibbles(k, part, packed + b * before, unpacked + b * after)
+            else:
+                _emit_multiples(k, part, part.bits, window, packed + b * before, unpacked + b * after)
         packed, unpacked = packed + part.blocks * before, unpacked + part.blocks * after
-
-
-def _emit_block(k: Kernel, part: Part, packed: Ptr, unpacked: Ptr) -> None:
-    size = k.target.vector_bytes
-    if part.header:
-        with k.loop(part.header // size) as (i, _):
-            k.store(unpacked + i * size, k.load(packed + i * size, 8))
-    (_emit_multiples if part.multiples else _emit_nibbles)(k, part, packed, unpacked + part.header)
 
 
 def _emit_nibbles(k: Kernel, part: Part, packed: Ptr, unpacked: Ptr) -> None:
     size, pairs = k.target.vector_bytes, part.registers // 2
-    packed = packed + part.before(k.target).weights
+
+    def pair(packed: Ptr, unpacked: Ptr, count: int) -> None:
+        for n, q in enumerate(planes.load(k, packed, nibbles.BITS, count)):
+            k.store(unpacked + n * size, planes.signed(k, q, nibbles.BITS))
+
+    if part.header:
+        with k.loop(part.header // size) as (i, _):
+            k.store(unpacked + i * size, k.load(packed + i * size, 8))
+    packed, unpacked = packed + part.header, unpacked + part.header
     if pairs:
         with k.loop(pairs) as (i, _):
-            for n, r in enumerate(nibbles.load_bytes(k, packed + i * size)):
-                k.store(unpacked + i * (2 * size) + n * size, r)
+            pair(packed + i * size, unpacked + i * (2 * size), 2)
     if part.registers % 2:
-        k.store(unpacked + 2 * pairs * size, nibbles.load_bytes(k, packed + pairs * size)[0])
+        pair(packed + pairs * size, unpacked + 2 * pairs * size, 1)
 
 
-def _emit_multiples(k: Kernel, part: Part, packed: Ptr, unpacked: Ptr) -> None:
+def _emit_multiples(k: Kernel, part: Part, bits: int, window: Ptr, packed: Ptr, unpacked: Ptr) -> None:
     size, before, numbers = k.target.vector_bytes, part.before(k.target), part.count * part.channels(k.target)
-    whole, rest = divmod(part.depth, part.shared)
-    ordered = before.multipliers > before.table
+    whole, rest = part.units
+    for n in range(part.forms):
+        k.store_index(unpacked + n * WORD, k.load_index(packed + n * WORD))
 
-    def shared(i: Index | int, groups: int) -> None:
-        table = packed + before.table + i * (WORD * part.shared) if ordered else None
-        weights = packed + before.weights + i * (part.shared * part.count * size // 2)
-        out = unpacked if ordered else unpacked + i * (part.shared * part.count * size)
-        _emit_shared(k, part, groups, packed + before.multipliers + i * numbers, weights, out, table)
+    def unit(i: Index | int, groups: int) -> None:
+        places = _in_order(k, part, groups, packed + before.table + i * (PLACE * part.unit), window + i * (WORD * part.unit), unpacked)
+        registers = planes.load(k, packed + before.weights + i * (part.packed(part.unit) * size), bits, groups * part.count)
+        out = places if part.forms else [unpacked + i * (part.unit * part.count * size) + g * part.count * size for g in range(groups)]
+        _emit_unit(k, part, bits, registers, packed + before.multipliers + i * (part.unit // part.shared * numbers), out)
 
     if whole:
         with k.loop(whole) as (i, _):
-            shared(i, part.shared)
+            unit(i, part.unit)
     if rest:
-        shared(whole, rest)
+        unit(whole, rest)
 
 
-def _emit_shared(k: Kernel, part: Part, groups: int, numbers: Ptr, weights: Ptr, out: Ptr, table: Ptr | None) -> None:
-    """Registers that share bytes of multipliers: `groups` groups of `count`."""
+def _in_order(k: Kernel, part: Part, groups: int, table: Ptr, window: Ptr, unpacked: Ptr) -> list[Ptr]:
+    """Where the registers of groups go in the order of chains, which have an order. The header learns where they lie in the window."""
+    found = list[Ptr]()
+    for g in range(groups if part.forms else 0):
+        place = k.load_index(table + g * PLACE, 8 * PLACE)
+        k.store_index(unpacked + part.forms * WORD + place * WORD, k.load_index(window + g * WORD))
+        found.append(unpacked + part.header + place * (part.count * k.target.vector_bytes))
+    return found
+
+
+def _emit_unit(k: Kernel, part: Part, bits: int, registers: Sequence[Val], numbers: Ptr, out: Sequence[Ptr]) -> None:
+    """Registers, `count` of each group to its place `out`, times the multipliers whose bytes are at `numbers`."""
     size, count, channels = k.target.vector_bytes, part.count, part.channels(k.target)
     channel, element = _bytes_of_register(part.dot, k.target)
-    codes = [k.permute(k.load_lanes(numbers + c * channels, 8, channels), channel.tolist()) for c in range(count)]
-    for first in range(0, groups * count, 2):
-        for n, q in zip(range(first, min(first + 2, groups * count)), nibbles.load_bytes(k, weights + first // 2 * size)):
-            g, c = divmod(n, count)
-            place = out + n * size if table is None else out + k.load_index(table + g * WORD) + c * size
-            k.store(place, nibbles.multiply(k, q, codes[c], ((g * part.dot.group + element) // MULTIPLE).tolist()))
+    shared = -(-len(out) // part.shared)
+    codes = [k.permute(k.load_lanes(numbers + c * channels, 8, channels), channel.tolist()) for c in range(shared * count)]
+    for n, q in enumerate(registers):
+        g, c = divmod(n, count)
+        multiplier = ((g % part.shared * part.dot.group + element) // MULTIPLE).tolist()
+        k.store(out[g] + c * size, planes.multiply(k, q, bits, codes[g // part.shared * count + c], multiplier))
