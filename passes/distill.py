@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.ops import Conv, Dequantize, Quantize
+from qcompiler.ir.sequence import Attention
 
 from .latent_weights import Latent, Layer, integers_behind, straight_through
 from .mixtures import Mixtures
@@ -48,6 +49,8 @@ PRODUCTS = 8e11
 BATCH, MOST_STEPS, LEAST_STEPS = 8, 300, 40
 LARGE = 16
 """Samples in a batch where many of them can be afforded."""
+AT_HAND = 1 << 22
+"""Numbers of a value beyond which there are no more than BATCH samples: memory for it comes and goes page by page, which takes twice as long."""
 Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
 
@@ -120,9 +123,17 @@ def _why_not(graph: Graph, qdq: Graph, samples: Sequence[Feeds]) -> str | None:
 def _steps(graph: Graph, products: float) -> tuple[int, int]:
     """(number of steps, samples in each)."""
     each = sum(v.type.size * int(np.prod(v.inputs[1].shape[1:])) for v in graph.order if isinstance(v.op, Conv))
-    affordable = products / max(each, 1)
-    batch = int(min(LARGE, max(BATCH, affordable // MOST_STEPS)))
+    affordable, greatest = products / max(each, 1), max(_held(v) for v in graph.order)
+    batch = int(min(LARGE, max(BATCH, min(affordable // MOST_STEPS, AT_HAND // greatest))))
     return int(min(MOST_STEPS, max(LEAST_STEPS, affordable // batch))), batch
+
+
+def _held(v: Value) -> int:
+    """Numbers of one sample that are held at once for `v`: its own, or the logits of attention."""
+    if not isinstance(v.op, Attention):
+        return v.type.size
+    q, k = (i.shape for i in v.inputs[:2])
+    return int(np.prod(q[:3])) * k[1]
 
 
 def _is_layer(v: Value) -> bool:

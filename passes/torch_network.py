@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.interpret import compute, evaluate
-from qcompiler.ir.ops import ArgMax, Const, Conv, Dequantize, Input, MaxPool, Quantize, Reshape, Slice
+from qcompiler.ir.ops import ArgMax, Concat, Const, Conv, Dequantize, Input, MaxPool, Quantize, Reshape, Slice
 from qcompiler.ir.pointwise import Clip
 from qcompiler.ir.types import Quantization
 
@@ -72,8 +72,8 @@ class TorchNetwork:
         found = evaluate(Graph((), tuple(fixed), ()), {}) if fixed else {}
         self._fixed = {v: torch.as_tensor(np.array(a)) for v, a in found.items()}
         self._order = [v for v in graph.order if v not in self._fixed]
-        self._together = True
-        self._together = self._agrees(sample)
+        self.together = True
+        self.together = self._agrees(sample)
 
     def __call__(self, feeds: Mapping[str, Tensor], parameters: Parameters | None = None) -> Tensor:
         """The answers to samples that lie along the first axis of `feeds`; layers take their weights from `parameters` where they are there."""
@@ -82,7 +82,7 @@ class TorchNetwork:
     def values(self, feeds: Mapping[str, Tensor], parameters: Parameters | None = None) -> list[Tensor]:
         """The answers, and the values that are watched."""
         count = self.samples_in(feeds)
-        if self._together or count == 1:
+        if self.together or count == 1:
             return self._run(feeds, parameters or {}, count)
         parts = ({name: self.part(name, x, i) for name, x in feeds.items()} for i in range(count))
         return [self._torch.cat(found) for found in zip(*(self._run(p, parameters or {}, 1) for p in parts))]
@@ -142,6 +142,9 @@ class TorchNetwork:
                 return x.reshape(count, *shape[1:])
             case Slice() if count > 1:
                 return x[(slice(None), *v.op.slices[1:])]
+            case Concat() if count > 1:
+                own = (a.expand(count, *a.shape[1:]) if i in self._fixed else a for i, a in zip(v.inputs, (x, *others)))
+                return compute(v, list(own), self._xp)
         return compute(v, [x, *others], self._xp)
 
     def _conv(self, op: Conv, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:

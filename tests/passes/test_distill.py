@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from float_graphs import Build, graph_of
 from numpy.typing import NDArray
 
 from qcompiler import api
+from qcompiler.ir.ops import Concat
 from qcompiler.passes import distill as method
 from qcompiler.passes import torch_network
 from qcompiler.passes.distill import Distilled, distill
@@ -134,3 +136,18 @@ def test_integers_tell_their_grid() -> None:
     np.testing.assert_array_equal(shifted.multipliers[:, ::3], [[1, 1], [1, 1], [2, 1], [1, 1]])
     assert Grid(*(a[:3] for a in (shifted.scale, shifted.multipliers, shifted.low, shifted.high))).holds(rows[:3])
     assert not shifted.holds(rows)
+
+
+def test_samples_run_together_behind_a_constant_token() -> None:
+    """Beside each of them it is the same."""
+    found = torch_network.import_torch()
+    if found is None:
+        pytest.skip(torch_network.MISSING)
+    b = Build()
+    token = b.const(1, 1, 3, 8)
+    joined = b.op(Concat(1), token, b.conv(b.input(1, 4, 3, 5), 8))
+    sample = {"x": np.random.default_rng(0).normal(size=(1, 4, 3, 5)).astype(np.float32)}
+    network = torch_network.TorchNetwork(graph_of(joined), *found, sample)
+    feeds = {"x": found[0].tensor(np.concatenate([sample["x"], sample["x"] * 2]))}
+    assert network.together
+    assert tuple(network(feeds).shape) == (2, 5, 3, 8)
