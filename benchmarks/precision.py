@@ -1,11 +1,13 @@
 """Choices of precision at equal bytes of weights, and how well estimates of sensitivity rank layers: `python -m benchmarks.precision [names]`.
 
     chosen      least expected loss within the budget (`passes/precision`)
-    uniform     4 bits spread evenly over the network: a layer is narrowed where that brings the share of bytes narrowed so far nearer to the budget's
-    by SQNR     layers are narrowed in order of the greatest signal to noise, until the budget is kept (greedy)
+    uniform     two neighbouring widths spread evenly over the network: a layer has the narrower one where that brings the share of bytes saved so far
+                nearer to the budget's
+    by SQNR     single changes in order of the greatest signal to noise of the answer, until the budget is kept (greedy)
 
-Sensitivities come from calibration data, the truth (the loss of each single change) and the accuracy from evaluation data, Q/DQ networks
-throughout. Bytes are those of the layers, in parts of those at 8 bits; the least that the network allows is 0 and all at 8 bits is 1 in BUDGETS.
+The last two fill the budget: layers are widened again where that still fits. Sensitivities come from calibration data, the truth (the loss of each
+single change) and the metric from evaluation data, Q/DQ networks throughout. Bytes are those of the layers, in parts of those at 8 bits. Budgets lie
+between those of all layers at 2 bits, 0, and at 4 bits, 1: of four bits and more, most networks are hardly worse than in float.
 """
 
 from __future__ import annotations
@@ -28,19 +30,27 @@ from qcompiler.passes.precision.search import BYTES, Choice, Goal
 from qcompiler.passes.precision.sensitivity import measure_sensitivities, rank_correlations, weight_errors
 from qcompiler.runtime.cpu import cpu_name
 
-BUDGETS = (0.15, 0.4, 0.65)
-NAMES = ("cifar10_resnet20", "cifar10_resnet8_mlperftiny", "kws_dscnn", "imagenet_squeezenet11", "imagenet_mobilenetv2")
+BUDGETS = (0.25, 0.5, 0.75)
+NAMES = ("cifar10_resnet20", "imagenet_squeezenet11", "imagenet_mobilenetv2", "minilm_l6_sts", "stories260k_lm")
 GRADIENT_SAMPLES = 32
 
 
-def greedy(order: Iterable[int], costs: Any, budget: float) -> Choice:
-    """Layers narrowed in this order until `costs` [layers, 2] are within the budget."""
-    choice = [0] * len(costs)
-    for layer in order:
-        if costs[np.arange(len(costs)), choice].sum() <= budget:
+def greedy(order: Iterable[tuple[int, int]], costs: Any, budget: float) -> Choice:
+    """Changes (layer, width) in this order until `costs` [layers, widths] are within the budget."""
+    choice, changed = [0] * len(costs), list[int]()
+    for layer, width in order:
+        if spent(costs, choice) <= budget:
             break
-        choice[layer] = int(costs[layer, 1] < costs[layer, 0])
-    return tuple(choice)
+        if width > choice[layer] and costs[layer, width] < costs[layer, choice[layer]]:
+            choice[layer] = width
+            changed.append(layer)
+    return filled(choice, changed[::-1], costs, budget)
+
+
+def uniform(costs: Any, budget: float) -> Choice:
+    """Of the two widths whose bytes the budget lies between, the narrower one evenly along the network."""
+    wide = next(w for w in range(costs.shape[1] - 1) if costs[:, w + 1].sum() <= budget)
+    return filled([wide + w for w in even(costs[:, wide : wide + 2], budget)], range(len(costs)), costs, budget)
 
 
 def even(costs: Any, budget: float) -> Choice:
@@ -60,9 +70,23 @@ def even(costs: Any, budget: float) -> Choice:
     return tuple(choice)
 
 
+def filled(choice: Sequence[int], order: Iterable[int], costs: Any, budget: float) -> Choice:
+    """With layers, in this order, as wide as the budget allows."""
+    found = list(choice)
+    for layer in order:
+        fits = (w for w in range(found[layer]) if spent(costs, found) + costs[layer, w] - costs[layer, found[layer]] <= budget)
+        found[layer] = next(fits, found[layer])
+    return tuple(found)
+
+
+def spent(costs: Any, choice: Sequence[int]) -> float:
+    """Bytes."""
+    return float(costs[np.arange(len(costs)), list(choice)].sum())
+
+
 def taus(auto: Auto, chosen: Chosen, data: Data, looked_at: Sequence[Any]) -> Mapping[str, float]:
     """Kendall's tau of every estimate with the loss of the same changes on evaluation data."""
-    narrow = {b: auto.forms[b] for b in auto.widths[1:]}
+    narrow = auto.narrow
     truth = measure_sensitivities(auto.network, narrow, auto.few(data.evaluation), auto.judge).loss
     slopes = measure_second_order(auto.graph, narrow, auto.few(looked_at)[:GRADIENT_SAMPLES], auto.judge)
     others = {"weight MSE": weight_errors(auto.graph, narrow), "Hessian trace": slopes.hessian, "Fisher": slopes.fisher}
@@ -86,22 +110,25 @@ def report(name: str, gradients: bool) -> None:
     problem = chosen.search.problem
     costs = problem.costs[BYTES]
     floats = list(auto.network.answers(data.evaluation))
-    click.echo(
-        f"{name}: float {data.judge(floats):.2f}, w8a8 {measured(auto, (0,) * len(costs), data, floats)[1]:.2f}, {perf_counter() - start:.0f} s"
-    )
-    order = np.argsort(chosen.sensitivities.noise)
-    least, most = costs.min(1).sum(), costs.max(1).sum()
+    eight = measured(auto, (0,) * len(costs), data, floats)[1]
+    click.echo(f"{name}: float {shown(data.judge(floats))}, w8a8 {shown(eight)} ({task.metric.name}), {perf_counter() - start:.0f} s")
+    found = chosen.sensitivities
+    order = [(auto.layers.index(found.changes[i][0]), auto.widths.index(found.changes[i][1])) for i in np.argsort(found.noise)]
+    least, four, most = costs.min(1).sum(), costs[:, auto.widths.index(4)].sum(), costs[:, 0].sum()
     for part in BUDGETS:
-        budget = float(least + part * (most - least))
+        budget = float(least + part * (four - least))
         best = choose(problem, LOSS, {BYTES: budget})
-        rows = {"chosen": best or (0,) * len(costs), "uniform": even(costs, budget), "by SQNR": greedy(order, costs, budget)}
-        cells = []
-        for choice in rows.values():
-            loss, metric = measured(auto, choice, data, floats)
-            cells.append(f"{metric:.2f} ({loss:.4f}, {costs[np.arange(len(costs)), choice].sum() / most:.2f})")
-        click.echo(f"| {name} | {budget / most:.2f} | {' | '.join(cells)} |")
+        rows = (best or (0,) * len(costs), uniform(costs, budget), greedy(order, costs, budget))
+        results = [(measured(auto, choice, data, floats), spent(costs, choice) / most) for choice in rows]
+        cells = (f"{shown(metric)} ({loss:.4f}, {part:.3f})" for (loss, metric), part in results)
+        click.echo(f"| {name} | {budget / most:.3f} | {' | '.join(cells)} |")
     if gradients:
         click.echo(f"| {name} | " + " | ".join(f"{k} {v:.2f}" for k, v in taus(auto, chosen, data, looked_at).items()) + " |")
+
+
+def shown(metric: float) -> str:
+    """Points with two digits; correlations, below one, with four."""
+    return f"{metric:.4f}" if metric < 1 else f"{metric:.2f}"
 
 
 @click.command()

@@ -1,7 +1,8 @@
 """`precision="auto"`: sensitivities on some calibration samples, the choice, and its check on these and on samples held out from calibration.
 
 The promise is checked on the Q/DQ network, with 8-bit activations and the weights that the choice would get. Half of the samples of the check were
-seen neither by ranges, rounding nor sensitivities; that the others were has not been found to matter (docs/precision.md), and their number does.
+seen neither by ranges, rounding nor sensitivities; that the others were has not been found to matter for 8 and 4 bits, and their number does. Where
+there are fewer bits to choose, the choice loses up to twice as much on samples that had no part in it, and only they are checked (docs/precision.md).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from qcompiler.passes import pipeline
 from qcompiler.passes.calibrate import calibrate, samples
 from qcompiler.passes.distill import woven
 from qcompiler.passes.storage_points import storage_points
+from qcompiler.passes.weight_grid import NARROW
 
 from .costs import Latencies, weight_bytes
 from .loss import Drop, Judge, drop_of, judge_of
@@ -28,11 +30,13 @@ from .search import BYTES, MILLISECONDS, Choice, Goal, Point, Search, problem_of
 from .sensitivity import Forms, Sensitivities, changes_of, measure_sensitivities
 from .simulate import Feeds, Simulation, weighted_layers, weights_of
 
-WIDTHS = (8, 4, 3, 2)
-"""Those that differ in bytes, the reference first."""
-FASTER = (8, 7, 6, 4)
-"""Where time counts: between 8 and 4 bits, sums of 16 bits pair more often; below, weights take no less."""
-LEAST, MOST, PRODUCTS = 32, 256, 4e11
+WIDTHS = (8, 4)
+"""Bits of weights, the reference first."""
+FASTER = (7, 6)
+"""Where time counts too: between 8 and 4 bits, sums of 16 bits pair more often."""
+SMALLER = (3, 2)
+"""Where bytes are limited too. They are no faster than 4, and what they save of a network that is to lose a point is little."""
+LEAST, MOST, PRODUCTS = 16, 256, 2e12
 """Samples on which sensitivities are measured: as many as take so many multiply-accumulates, within bounds."""
 TUNING = 4e11
 """Multiply-accumulates of samples that the choice is tuned on (`distill`)."""
@@ -102,7 +106,7 @@ def quantize_auto(
     auto, looked_at, declined = prepare(graph, batches, options, goal, latencies, tell, saved)
     chosen = auto.run(looked_at)
     plan = replace(auto.options, plan=chosen.plan)
-    return pipeline.distilled(auto.graph, auto.seen, plan, declined, auto.checked, progress, TUNING), chosen
+    return pipeline.distilled(auto.graph, auto.seen, plan, declined, woven(looked_at, auto.held_out), progress, TUNING), chosen
 
 
 def prepare(
@@ -126,7 +130,7 @@ def prepare(
     seen = pipeline.observed(even, preview, rest, options, lambda n: tell("calibrating", n, 0))
     if len(held.samples) < 2:
         raise UsageError(f"automatic precision needs calibration samples to hold out: expected at least {2 * EVERY}, found too few")
-    return Auto(even, seen, options, woven(held.looked_at, held.samples), goal, latencies, tell, saved), held.looked_at, declined
+    return Auto(even, seen, options, held.looked_at, held.samples, goal, latencies, tell, saved), held.looked_at, declined
 
 
 class Auto:
@@ -137,18 +141,20 @@ class Auto:
         graph: Graph,
         seen: pipeline.Observed,
         options: pipeline.Options,
-        checked: Sequence[Feeds],
+        looked_at: Sequence[Feeds],
+        held_out: Sequence[Feeds],
         goal: Goal,
         latencies: Latencies | Meter | None,
         tell: Progress,
         saved: Path | None = None,
     ) -> None:
-        self.graph, self.seen, self.options, self.checked = graph, seen, options, checked
+        self.graph, self.seen, self.options, self.held_out = graph, seen, options, held_out
         self.goal, self.tell, self.saved = goal, tell, saved
         self.layers = tuple(v.name for v in weighted_layers(graph))
         self.widths = self._able(latencies)
+        self.checked = held_out if min(self.widths) < NARROW else woven(looked_at, held_out)
         self.network = Simulation(graph)
-        self.answers = list(self.network.answers(checked))
+        self.answers = list(self.network.answers(self.checked))
         self.judge: Judge = judge_of(graph, self.answers)
         made = self._rounded()
         self.forms, self.integer = {bits: weights_of(q.qdq_graph) for bits, q in made.items()}, Simulation(made[8].qdq_graph)
@@ -156,9 +162,8 @@ class Auto:
 
     def _able(self, latencies: Latencies | Meter | None) -> tuple[int, ...]:
         """The widths to choose from. UsageError where a table lacks the reference."""
-        if latencies is None:
-            return WIDTHS
-        able = FASTER if self.goal.max_bytes is None else tuple(sorted({*FASTER, *WIDTHS}, reverse=True))
+        others = (*(FASTER if latencies is not None else ()), *(SMALLER if self.goal.max_bytes is not None else ()))
+        able = tuple(sorted((*WIDTHS, *others), reverse=True))
         if not isinstance(latencies, Latencies):
             return able
         if found := tuple(w for w in able if w in latencies.widths) if 8 in latencies.widths else ():

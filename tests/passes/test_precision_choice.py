@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -52,6 +53,19 @@ def test_choices_are_as_good_as_the_best_of_all(seed: int, minimise: str, limite
         if found is not None and best is not None:
             assert problem.cost(limited, found) <= limit + 1e-6
             assert problem.cost(minimise, found) == pytest.approx(best, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_closed_options_are_not_taken(seed: int) -> None:
+    """Even where they are the best."""
+    problem = drawn(seed)
+    limit = {BYTES: 0.8 * float(problem.costs[BYTES].max(1).sum())}
+    first = choose(problem, LOSS, limit)
+    assert first is not None
+    closed = frozenset(layer * 3 + width for layer, width in enumerate(first[:3]))
+    found = choose(replace(problem, closed=closed), LOSS, limit)
+    assert found is not None
+    assert all(a != b for a, b in zip(found[:3], first[:3]))
 
 
 def test_what_is_impossible_is_no_choice() -> None:
@@ -219,8 +233,12 @@ def test_automatic_choice_keeps_its_promise_with_fewer_bytes() -> None:
 
 
 def test_budget_of_bytes_is_kept() -> None:
-    _, chosen = quantize_auto(network(), batches(), Options(), Goal(max_bytes=4500))
-    assert chosen.point.costs[BYTES] <= 4500
+    """Half of the bytes of eight bits: less than four bits take, with their multipliers."""
+    made, chosen = quantize_auto(network(), batches(), Options(), Goal(max_bytes=2800))
+    assert chosen.point.costs[BYTES] <= 2800
+    written = plan_of(made.qdq_graph).layers
+    assert {p.weights for p in written.values()} & {2, 3}
+    assert {name: p.weights for name, p in chosen.plan.layers.items()} == {name: written[name].weights for name in chosen.plan.layers}
     frontier = [p.costs[BYTES] for p in chosen.frontier]
     assert frontier == sorted(frontier)
 
