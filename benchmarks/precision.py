@@ -30,7 +30,7 @@ from qcompiler.passes.precision.search import BYTES, Choice, Goal
 from qcompiler.passes.precision.sensitivity import measure_sensitivities, rank_correlations, weight_errors
 from qcompiler.runtime.cpu import cpu_name
 
-BUDGETS = (0.25, 0.5, 0.75)
+BUDGETS = (0.25, 0.375, 0.5, 0.75)
 NAMES = ("cifar10_resnet20", "imagenet_squeezenet11", "imagenet_mobilenetv2", "minilm_l6_sts", "stories260k_lm")
 GRADIENT_SAMPLES = 32
 

@@ -20,6 +20,7 @@ Values, any other answer y of variance s^2: noise is judged as if the truth were
 
 Directions, answers of length one (embeddings), which are compared with each other by their cosines c_ij = y_i . y_j:
 
+    loss   1/2 E_j dc_ij^2 / Var c,  dc_ij = dy_i . y_j + y_i . dy_j  nats of the cosines, as for values: |R dy_i|^2 / Var c, R^2 = E y y^T
     drop   100 (1 - Spearman's correlation of c_ij and c'_ij, i < j)  points: the loss of rank correlation, if people rank pairs as the network does
 """
 
@@ -109,9 +110,25 @@ class Values:
         return d.ravel() / np.sqrt(2 * d.size * self.variance)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Directions(Values):
-    """Vectors of length one. Errors of their elements, which are independent of each other, hardly show in cosines."""
+    """Vectors of length one. Errors of their elements count as far as they show in cosines with others."""
+
+    root: Floats
+    """R [n, n]."""
+    spread: float
+    """Var c."""
+
+    @classmethod
+    def of(cls, variance: float, answers: Sequence[Array]) -> Directions:
+        """As such `answers` of the float network are compared."""
+        y = np.stack([a.ravel() for a in answers]).astype(np.float64)
+        values, vectors = np.linalg.eigh(y.T @ y / len(y))
+        cosines = (y @ y.T)[np.triu_indices(len(y), 1)]
+        return cls(variance, (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T, float(cosines.var()) if len(cosines) > 1 else variance)
+
+    def directions(self, y: Array, other: Array) -> Floats:
+        return np.asarray((other.astype(np.float64) - y).ravel() @ self.root / np.sqrt(self.spread))
 
     def drop(self, answers: Sequence[Array], others: Sequence[Array]) -> tuple[float, float]:
         """The error is that of the jackknife over `PARTS` parts of the samples (Efron and Stein 1981)."""
@@ -139,7 +156,7 @@ def judge_of(graph: Graph, answers: Sequence[Array]) -> Judge:
     stack = np.stack([a.astype(np.float64) for a in answers])
     spread = float(((stack - stack.mean(0)) ** 2).mean()) or float((stack**2).mean())
     unit = stack.shape[-1] >= LEAST_DIRECTIONS and stack[0].size == stack.shape[-1] and np.allclose((stack**2).sum(-1), 1, atol=UNIT)
-    return (Directions if unit else Values)(spread or 1.0)
+    return Directions.of(spread or 1.0, answers) if unit else Values(spread or 1.0)
 
 
 def _is_average(v: Value) -> bool:

@@ -114,7 +114,7 @@ def test_directions_are_judged_by_the_ranks_of_their_cosines() -> None:
     rng = np.random.default_rng(3)
     y = unit(rng.normal(size=(256, 1, 32)) + rng.normal(size=(1, 1, 32)))
     near, far = (unit(y + rng.normal(size=y.shape) * size) for size in (0.01, 0.05))
-    judge = Directions(1 / 32)
+    judge = Directions.of(1 / 32, list(y))
     small, great = (drop_of(judge, list(y), list(other)) for other in (near, far))
     assert 0 < small.mean < 0.3 * great.mean
     assert 0 < great.error < great.mean
@@ -122,6 +122,8 @@ def test_directions_are_judged_by_the_ranks_of_their_cosines() -> None:
     turned = drop_of(judge, list(y), list(y @ turn))
     assert turned.mean == pytest.approx(0, abs=1e-6), "what turns all of them alike changes no cosine"
     assert turned.loss > great.loss
+    cosines, others = ((z[:, 0] @ z[:, 0].T)[np.triu_indices(256, 1)] for z in (y, near))
+    assert small.loss == pytest.approx(0.5 * ((others - cosines) ** 2).mean() / cosines.var(), rel=0.1)
     parts = [drop_of(judge, list(y[i : i + 64]), list(far[i : i + 64])) for i in range(0, 256, 64)]
     spread = np.std([p.mean for p in parts], ddof=1)
     assert 0.3 < np.mean([p.error for p in parts]) / spread < 3
