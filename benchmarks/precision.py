@@ -5,6 +5,7 @@
                 nearer to the budget's
     by SQNR     single changes in order of the greatest signal to noise of the answer, until the budget is kept (greedy)
 
+Points lost are expected of labels that follow the float network's probabilities, or ranks, which is less a matter of luck than the metric.
 The last two fill the budget: layers are widened again where that still fits. Sensitivities come from calibration data, the truth (the loss of each
 single change) and the metric from evaluation data, Q/DQ networks throughout. Bytes are those of the layers, in parts of those at 8 bits. Budgets lie
 between those of all layers at 2 bits, 0, and at 4 bits, 1: of four bits and more, most networks are hardly worse than in float.
@@ -25,7 +26,7 @@ from qcompiler.passes.pipeline import Options
 from qcompiler.passes.precision.auto import Auto, Chosen, prepare
 from qcompiler.passes.precision.choose import LOSS, choose
 from qcompiler.passes.precision.gradients import measure_second_order
-from qcompiler.passes.precision.loss import drop_of
+from qcompiler.passes.precision.loss import Drop, drop_of
 from qcompiler.passes.precision.search import BYTES, Choice, Goal
 from qcompiler.passes.precision.sensitivity import measure_sensitivities, rank_correlations, weight_errors
 from qcompiler.runtime.cpu import cpu_name
@@ -93,11 +94,11 @@ def taus(auto: Auto, chosen: Chosen, data: Data, looked_at: Sequence[Any]) -> Ma
     return rank_correlations(chosen.sensitivities, truth, others)
 
 
-def measured(auto: Auto, choice: Choice, data: Data, floats: Sequence[Any]) -> tuple[float, float]:
-    """(loss in nats, metric) on all evaluation data."""
+def measured(auto: Auto, choice: Choice, data: Data, floats: Sequence[Any]) -> tuple[Drop, float]:
+    """(what is lost by the float network's own answers, metric) on all evaluation data."""
     changed = {name: auto.forms[auto.widths[w]][name] for name, w in zip(auto.layers, choice)}
     answers = list(auto.integer.answers(data.evaluation, changed))
-    return drop_of(auto.judge, floats, answers).loss, data.judge(answers)
+    return drop_of(auto.judge, floats, answers), data.judge(answers)
 
 
 def report(name: str, gradients: bool) -> None:
@@ -120,7 +121,7 @@ def report(name: str, gradients: bool) -> None:
         best = choose(problem, LOSS, {BYTES: budget})
         rows = (best or (0,) * len(costs), uniform(costs, budget), greedy(order, costs, budget))
         results = [(measured(auto, choice, data, floats), spent(costs, choice) / most) for choice in rows]
-        cells = (f"{shown(metric)} ({loss:.4f}, {part:.3f})" for (loss, metric), part in results)
+        cells = (f"{shown(metric)} ({drop.mean:.2f}, {drop.loss:.4f}, {part:.3f})" for (drop, metric), part in results)
         click.echo(f"| {name} | {budget / most:.3f} | {' | '.join(cells)} |")
     if gradients:
         click.echo(f"| {name} | " + " | ".join(f"{k} {v:.2f}" for k, v in taus(auto, chosen, data, looked_at).items()) + " |")
@@ -137,7 +138,7 @@ def shown(metric: float) -> str:
 def main(names: tuple[str, ...], correlations: bool) -> None:
     """Print the tables."""
     click.echo(cpu_name())
-    click.echo("| network | budget | chosen: metric (nats, bytes) | uniform | by SQNR |\n|---|---|---|---|---|")
+    click.echo("| network | budget | chosen: metric (points lost, nats, bytes) | uniform | by SQNR |\n|---|---|---|---|---|")
     for name in names or NAMES:
         report(name, correlations)
 
