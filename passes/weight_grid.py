@@ -4,8 +4,8 @@
 
 A scale per group in two levels (Dai et al. 2021, "VS-Quant: Per-vector Scaled Quantization for Accurate Low-Precision Neural Network
 Inference"), the upper one of two bits, so that m q is an int8: arithmetic, proofs and exported graphs are those of 8 bits, and only
-storage knows that a group is nibbles and two bits (`backends/llvm/nibbles.py`): 4.5 bits a weight. At equal bytes many groups with coarse multipliers
-are nearer than few with fine ones.
+storage knows that a group is four small integers and two bits (`backends/llvm/planes.py`): half a bit more for each weight. At equal
+bytes many groups with coarse multipliers are nearer than few with fine ones.
 
 Depthwise kernels are stored one weight in a byte, and have few of them: there the 2^bits integers are any consecutive ones that hold zero,
 [low, low + 2^bits - 1], chosen per channel, as a zero point of the weights would have it, and a group is a row of the kernel, m 1 or 2.
