@@ -81,7 +81,7 @@ def test_latency_is_estimated_once_and_the_choice_drawn(run: Run, network: Path,
     assert first["files"] == {"latency table": str(table), "pareto": str(page)}
     written = json.loads(table.read_text())
     assert written["cpu"] is None
-    assert written["widths"] == [8, 7, 6, 4]
+    assert written["widths"] == [8, 7, 6, 4, 3, 2]
     assert all(ms > 0 for row in written["layers"].values() for ms in row)
     drawing = ElementTree.fromstring(page.read_text().split("<figure>")[1].split("</figure>")[0])
     assert [c.get("class") for c in drawing.iter("circle")].count("chosen") == 1
