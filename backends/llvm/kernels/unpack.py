@@ -145,14 +145,14 @@ def kept_bits(w: NDArray[np.generic]) -> int | None:
 
 
 def unpacks_before(step: Step, target: Target) -> bool:
-    """Whether a convolution's nibbles are taken apart in working memory."""
+    """Whether a convolution's weights of few bits are taken apart in working memory."""
     v, dot = step.producer, dot_of(target)
     if not isinstance(v.op, IntConv) or v.op.groups > 1 or v.inputs[0].type.dtype is DType.i16 or (w := const_data(v.inputs[1])) is None:
         return False
-    if kept_bits(w) is not None or not nibbles.fit(w):
-        return kept_bits(w) is not None
+    if kept_bits(w) is not None:
+        return True
     pixels, each = int(np.prod(v.shape[:3])), nibbles.unpacking(dot)
-    return isinstance(dot, Maddubs) and pixels / TILE * each > each + MOVED
+    return nibbles.fit(w) and isinstance(dot, Maddubs) and pixels / TILE * each > each + MOVED
 
 
 def unpack_scratch(step: Step, target: Target) -> int:
