@@ -47,6 +47,7 @@ MOST_FORMS = 8
 LINE = 64
 PLACE = 2
 """Bytes of a group's place in the order of chains."""
+MOST_GROUPS = (1 << 8 * PLACE) - 1
 STEP = 16
 """Bytes of K in the longest step of a form."""
 UNDER_NIBBLES = (2, 3)
@@ -139,8 +140,9 @@ def _lines(size: int) -> int:
 
 
 def kept_bits(w: NDArray[np.generic]) -> int | None:
-    """Bits of the integers with multipliers as which weights [O, kh, kw, C] are kept; None: they are nibbles without, or bytes."""
-    bits = planes.bits_of_multiples(w)
+    """Bits of the integers with multipliers as which weights [O, kh, kw, C] are kept; None: they are nibbles without, or bytes, as are those of
+    more groups than places can tell."""
+    bits = planes.bits_of_multiples(w) if w[0].size <= GROUP * MOST_GROUPS else None
     return None if nibbles.fit(w) and bits not in UNDER_NIBBLES else bits
 
 

@@ -10,7 +10,8 @@ from kernel_program import KernelProgram, here
 from qcompiler.backends import reference
 from qcompiler.backends.certificate import certify
 from qcompiler.backends.llvm import nibbles, planes
-from qcompiler.backends.llvm.kernels.unpack import emit_unpack
+from qcompiler.backends.llvm.dot import GROUP
+from qcompiler.backends.llvm.kernels.unpack import MOST_GROUPS, emit_unpack, kept_bits
 from qcompiler.backends.llvm.lower import ObjectCode, compile_object
 from qcompiler.backends.llvm.target import TARGETS
 from qcompiler.ir.types import Quantization
@@ -87,6 +88,13 @@ def test_what_is_a_multiple() -> None:
     assert planes.bits_of_multiples(np.zeros((5, 3, 3, 17), np.int8)) is None
     assert multipliers_of(np.array([[6, -9, 0, 15, -32, 8, 28, 4, 8, 1, 0, 0, -8, 7, 0, 0]]), 4).tolist() == [[3, 4, 0, 1]]
     assert planes.coded(np.array([[1, 4, 3, 2, 2]])).tolist() == [[0b01101100, 0b01]]
+
+
+def test_places_of_groups_fit_in_their_bytes() -> None:
+    """Beyond, weights that are no nibbles stay bytes."""
+    few, many = (np.full((1, 1, 1, GROUP * n), 8, np.int8) for n in (MOST_GROUPS, MOST_GROUPS + 1))
+    assert kept_bits(few) is not None
+    assert kept_bits(many) is None
 
 
 def test_two_bits_are_three_levels() -> None:
