@@ -15,10 +15,11 @@ narrower one is repeated within each part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,11 @@ class Span:
 
 WHOLE_BITS = 32
 WHOLE = 1 << WHOLE_BITS
+
+
+def function_name(family: str, emit: Callable[[Kernel, Any], None], config: Hashable) -> str:
+    """Of the function that `emit` writes for `config`."""
+    return f"{family}_{emit.__name__.removeprefix('emit_')}_{sha256(repr(config).encode()).hexdigest()[:8]}"
 
 
 class Kernel:
@@ -193,6 +199,10 @@ class Kernel:
         first, last = (self.b.lshr(self.b.mul(bound, self.i64(n + 1)), self.i64(WHOLE_BITS)) for bound in (span.first, span.last))
         return first, self.b.select(self.b.icmp_unsigned("<", last, self.i64(n)), last, self.i64(n))
 
+    def first(self, n: int) -> Index | int:
+        """Of n rounds of a split loop the first that this kernel runs."""
+        return 0 if self.span is None else Index(self, self._bounds(self.span, n)[0])
+
     @contextmanager
     def rounds(self, n: Index, carry: Sequence[Carried]) -> Iterator[list[Carried]]:
         """As `loop`, with a number of rounds that is known at run time and may be zero."""
@@ -215,6 +225,33 @@ class Kernel:
         b.branch(test)
         b.position_at_end(after)
         carried[:] = [rebuilt(c, p) for c, p in zip(carried, phis)]
+
+    def unseen(self) -> Any:
+        """A variable for `when_new` that holds no index yet."""
+        with self.b.goto_entry_block():
+            variable = self.b.alloca(I64)
+        self.b.store(self.i64(-1), variable)
+        return variable
+
+    @contextmanager
+    def when_new(self, variable: Any, index: Index | int) -> Iterator[None]:
+        """What is written within runs only where `variable` holds another index than this one, which it then holds."""
+        body, after = (self.function.append_basic_block(name) for name in ("new", "known"))
+        self.b.cbranch(self.b.icmp_signed("!=", self.b.load(variable, typ=I64), self.i64(index)), body, after)
+        self.b.position_at_end(body)
+        self.b.store(self.i64(index), variable)
+        yield
+        self.b.branch(after)
+        self.b.position_at_end(after)
+
+    def function_of(self, emit: Callable[[Kernel, Any], None], config: Hashable, parameters: Sequence[str]) -> Any:
+        """The function whose body `emit(k, config)` writes, one for the module."""
+        name = function_name(self.module.name, emit, config)
+        if name not in self.module.globals:
+            k = Kernel(self.module, self.target, name, parameters)
+            emit(k, config)
+            k.ret()
+        return self.module.globals[name]
 
     def load_index(self, p: Ptr, bits: int = 32) -> Index:
         """The number, not negative, in the `bits` bits at `p`."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ from .cache import NO_CACHE, Cache, key_of
 from .check import emit_check, emit_guard
 from .codegen import emit_assembly, emit_object, module_text, optimized_text
 from .cost import conversion, nanoseconds
-from .dsl import I32, PTR, Kernel, Ptr
+from .dsl import I32, PTR, Kernel, Ptr, function_name
 from .kernels.table import plan as plan_action
 from .kernels.table import scratch_of
 from .launch import Address, Argument, Data, Launch
@@ -223,8 +222,7 @@ class Linker:
         """The function of this configuration, emitted when it is first met."""
         key = (launch.emit, launch.config, divided)
         if key not in self.kernels:
-            digest = sha256(repr(launch.config).encode()).hexdigest()[:8]
-            name = self.module.get_unique_name(f"{self.family}_{launch.emit.__name__.removeprefix('emit_')}_{digest}")
+            name = self.module.get_unique_name(function_name(self.family, launch.emit, launch.config))
             k = (Kernel.divided if divided else Kernel)(self.module, self.target, name, launch.parameters)
             launch.emit(k, launch.config)
             self.kernels[key] = Emitted(k.ret(), k.span.units if k.span else 1)

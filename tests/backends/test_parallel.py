@@ -54,6 +54,12 @@ def narrow(b: Builder) -> Graph:
     return b.graph(b.conv(b.conv(x, 36, reach=7), 130, (13, 11), reach=7))
 
 
+def multiples(b: Builder) -> Graph:
+    """Weights that are taken apart block by block: pieces of whole blocks, and pieces that share one."""
+    x = b.conv(b.input(1, 13, 11, 20), 300, (3, 3), pads=((1, 1), (1, 1)), reach=7, most=4)
+    return b.graph(b.conv(b.conv(x, 20, reach=7, most=4), 130, reach=3, most=4))
+
+
 def pointwise(b: Builder) -> Graph:
     """Element-wise operators, reductions, movement."""
     x, y = b.input(2, 9, 11, 20), b.input(2, 9, 11, 20)
@@ -93,7 +99,7 @@ def bands(b: Builder) -> Graph:
     return b.graph(b.depthwise(b.conv(z, 70, (1, 1), reach=7), (3, 3), strides=(2, 2), pads=((1, 1), (1, 1))), z)
 
 
-NETWORKS = {f.__name__: f for f in (bands, residual, narrow, pointwise, attention, sequence, heads)}
+NETWORKS = {f.__name__: f for f in (bands, residual, narrow, multiples, pointwise, attention, sequence, heads)}
 
 
 @cache

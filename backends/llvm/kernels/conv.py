@@ -8,7 +8,7 @@ of 16 bits); its length is rounded up to whole groups with zero weights, so read
 A tile of `rows x columns` output pixels times `count` registers of channels stays in registers over the whole of K. Tiles at
 the right and lower edge are moved back inside: some pixels are computed twice, to the same bytes. Weights are packed at compile
 time in the order of reading: [block][run][group][register][lane][elements of a group], a byte each, which words widen when they are loaded; those of
-at most four bits lie two registers in one (`nibbles`).
+at most four bits lie two registers in one (`nibbles`), or are taken apart in working memory when the first tile of a block needs them (`unpack`).
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ from qcompiler.backends.llvm.split import Shared, grid, joint, most_balanced
 from qcompiler.backends.llvm.target import Target
 
 from .chain import accumulate, header_bytes
+from .unpack import PARAMETERS as UNPACK_PARAMETERS
+from .unpack import Part, emit_unpack
 
 LINE = 64
 """Bytes of a cache line."""
 FAR = 1 << 15
 """Bytes of weights from which on a layer fetches ahead."""
 PARAMETERS = ("x", "residual", "weights", "constants", "tables", "out")
+MEMORY = "unpacked"
+"""One more, where weights are taken apart."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,8 @@ class ConvConfig:
     """Two registers of weights lie in one."""
     width: int = 0
     """Pixels in a row, where rows follow each other without a gap and are walked as one; 0 otherwise."""
+    parts: tuple[Part, ...] = ()
+    """How the weights of each segment lie before they are taken apart, block by block; (): as they are read."""
 
     @property
     def banded(self) -> bool:
@@ -156,7 +162,8 @@ def starts(segments: Sequence[Segment], target: Target) -> Iterator[tuple[int, S
 
 @dataclass(frozen=True)
 class Operands:
-    """Where the loops stand: pointers to x, the residual, weights, constants, tables and the result, and the block's first channel."""
+    """Where the loops stand: pointers to x, the residual, weights, constants, tables and the result, to memory for weights that are taken apart,
+    and the block's first channel."""
 
     x: Ptr
     residual: Ptr
@@ -167,42 +174,47 @@ class Operands:
     channel: Index | int = 0
     ahead: Ptr | None = None
     """What to fetch into the cache meanwhile."""
+    unpacked: Ptr | None = None
 
     @classmethod
     def of(cls, k: Kernel) -> Operands:
         """The arguments of a function with `PARAMETERS`."""
-        x, residual, weights, constants, tables, out = k.parameters
-        return cls(x, residual, weights, constants, tables, out)
+        x, residual, weights, constants, tables, out, *unpacked = k.parameters
+        return cls(x, residual, weights, constants, tables, out, unpacked=unpacked[0] if unpacked else None)
 
 
 def emit_conv(k: Kernel, config: ConvConfig) -> None:
     """The body of a function with `PARAMETERS`."""
     t = k.target
     residual = config.residual or Steps(0, 0, 0)
-    per_group = sum(s.blocks * _block_sizes(config, s, t)[0] for s in config.segments)
-    constants = sum(s.blocks * _block_sizes(config, s, t)[1] for s in config.segments)
+    per_group = sum(s.blocks * _block_bytes(config, s, t) for s in config.segments)
+    constants = sum(s.blocks * config.epilogue.block_bytes(t, s.count) for s in config.segments)
     base = Operands.of(k)
     axis = split_axis(config)
     with k.split(config.groups, axis == "groups") as g:
         here = Operands(
             base.x + g * config.x.group,
             base.residual + g * residual.group,
-            base.weights + g * per_group,
+            base.weights + (config.parts[0].window if config.parts else 0) + g * per_group,
             base.constants + g * constants,
             base.tables,
             base.out + g * config.out.group,
             g * config.channels,
+            unpacked=base.unpacked,
         )
-        for start, s in starts(config.segments, t):
-            _emit_segment(k, config, s, start, here, axis)
-            weights, numbers = _block_sizes(config, s, t)
+        for n, (start, s) in enumerate(starts(config.segments, t)):
+            part = config.parts[n] if config.parts else None
+            _emit_segment(k, config, s, part, start, here, axis)
+            weights = part.before(t).end if part else _block_bytes(config, s, t)
+            numbers = config.epilogue.block_bytes(t, s.count)
             here = replace(here, weights=here.weights + s.blocks * weights, constants=here.constants + s.blocks * numbers)
+            here = replace(here, unpacked=here.unpacked + s.blocks * _block_bytes(config, s, t) if here.unpacked else None)
 
 
-def _block_sizes(config: ConvConfig, s: Segment, t: Target) -> tuple[int, int]:
-    """Bytes of weights and of constants of one block."""
+def _block_bytes(config: ConvConfig, s: Segment, t: Target) -> int:
+    """Bytes of a block's weights as they are read."""
     header = header_bytes(len(s.forms), config.depth) if s.forms else 0
-    return header + config.depth * _group_bytes(config, s, t), config.epilogue.block_bytes(t, s.count)
+    return header + config.depth * _group_bytes(config, s, t)
 
 
 def _group_bytes(config: ConvConfig, s: Segment, t: Target) -> int:
@@ -216,13 +228,13 @@ AXES: dict[str, Shared] = {"rows": (2, 3), "columns": (3, 4), "images": (1, 2), 
 
 def split_axis(config: ConvConfig) -> str:
     """Which loops threads share: the best balanced; of equal ones, blocks where weights are more to read than x is, else rows, which the next
-    layer can be divided into as well; several loops as one where no single one has rounds enough."""
+    layer can be divided into as well; several loops as one where no single one has rounds enough. Weights that are taken apart should be so once."""
     area = config.images * config.rows * config.columns
     heavy = config.depth * config.dot.elements * config.channels > area * config.x.column
     sizes, costs = [_sizes(config, s) for s in config.segments], [float(s.blocks * s.count) for s in config.segments]
     axes = {name: joint(sizes, costs, shared) for name, shared in AXES.items()} | {"groups": [(config.groups, 1.0)]}
     single = ("blocks", "rows", "columns", "images", "groups") if heavy else ("rows", "columns", "images", "groups", "blocks")
-    return most_balanced({name: axes[name] for name in (*single, "tiles", "all")})
+    return most_balanced({name: axes[name] for name in (("blocks", "all") if config.parts else (*single, "tiles", "all"))})
 
 
 def _sizes(config: ConvConfig, s: Segment) -> tuple[int, int, int, int]:
@@ -230,17 +242,18 @@ def _sizes(config: ConvConfig, s: Segment) -> tuple[int, int, int, int]:
     return s.blocks, config.images, -(-config.rows // s.rows), -(-config.columns // s.columns)
 
 
-def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, start: int, at: Operands, axis: str) -> None:
+def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, part: Part | None, start: int, at: Operands, axis: str) -> None:
     size = s.count * k.target.lanes
     rest = config.channels - start - (s.blocks - 1) * size
     if rest < size and s.blocks > 1:
         raise ValueError("only a segment of one block may be partly empty")
-    weights, numbers = _block_sizes(config, s, k.target)
+    weights, numbers = _block_bytes(config, s, k.target), config.epilogue.block_bytes(k.target, s.count)
+    apart = _Apart.of(k, part, s.blocks, at.unpacked, axis) if part and at.unpacked else None
     with _positions(k, config, s, axis) as (b, n, row, column, tile):
         block = Operands(
             at.x + n * config.x.image,
             _moved(at.residual, config.residual, n) + plus(b * size, start) * (config.epilogue.residual_bits // 8),
-            at.weights + b * weights,
+            apart.weights(k, b, at.weights) if apart else at.weights + b * weights,
             at.constants + b * numbers,
             at.tables,
             at.out + n * config.out.image + plus(b * size, start) * config.epilogue.itemsize,
@@ -248,6 +261,35 @@ def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, start: int, at: Ope
         )
         here = replace(block, ahead=_ahead(k, config, s, block, tile))
         _emit_tile(k, config, s, min(rest, size), here, row, column)
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """Blocks of `part`, taken apart at `place`; where `own`, block b at the place of the b-th. Which one was the last, `held` tells."""
+
+    part: Part
+    place: Ptr
+    own: bool
+    held: Any
+
+    @classmethod
+    def of(cls, k: Kernel, part: Part, blocks: int, memory: Ptr, axis: str) -> _Apart:
+        """Of so many blocks, with `memory` for all of them.
+
+        A piece of whole blocks has them all in the place of its first one, which so stays in the first-level cache. Where pieces share a
+        block, each takes it apart, to the same bytes in the same place."""
+        own = k.span is not None and axis != "blocks"
+        place = memory if own else memory + k.first(blocks) * part.after(k.target)
+        return cls(part, place, own, k.unseen())
+
+    def weights(self, k: Kernel, b: Index | int, packed: Ptr) -> Ptr:
+        """Those of block b, taken apart by the first tile that needs them."""
+        place = self.place + (b if self.own else 0) * self.part.after(k.target)
+        with k.when_new(self.held, b):
+            window = Operands.of(k).weights
+            function = k.function_of(emit_unpack, self.part, UNPACK_PARAMETERS)
+            k.b.call(function, [p.ir for p in (window, packed + b * self.part.before(k.target).end, place)])
+        return place
 
 
 @contextmanager
@@ -282,14 +324,14 @@ def _ahead(k: Kernel, config: ConvConfig, s: Segment, block: Operands, tile: Ind
     if not lines:
         return None
     part = config.depth // s.unroll * lines * LINE
-    panel = _block_sizes(config, s, k.target)[0]
+    panel = _block_bytes(config, s, k.target)
     offset = tile * part
     return block.weights + panel + (offset if isinstance(offset, int) else offset.minimum(max(0, panel - part)))
 
 
 def _lines_ahead(config: ConvConfig, s: Segment, t: Target) -> int:
     """Cache lines of the next block to fetch in each round of the K loop; 0: not worth it, as these weights stay near."""
-    if not t.prefetches or s.forms or config.depth * config.dot.elements * config.channels * config.groups < FAR:
+    if not t.prefetches or s.forms or config.parts or config.depth * config.dot.elements * config.channels * config.groups < FAR:
         return 0
     tiles = config.images * -(-config.rows // s.rows) * -(-config.columns // s.columns)
     return -(-s.unroll * _group_bytes(config, s, t) // (LINE * tiles))

@@ -20,12 +20,11 @@ from qcompiler.ir.ops import const_data
 from qcompiler.passes.plan_memory import Run
 
 from .chain_plan import chained, expected_dot
-from .conv import PARAMETERS, ConvConfig, Steps, emit_conv, loops_of, pack_weights, starts
+from .conv import MEMORY, PARAMETERS, ConvConfig, Steps, emit_conv, loops_of, pack_weights, starts
 from .depthwise import DepthwiseConfig
 from .tiles import Problem, choose_segments, cycles
 from .tuned import segments_of
-from .unpack import PARAMETERS as UNPACK_PARAMETERS
-from .unpack import emit_unpack, pack_parts, parts_of
+from .unpack import Part, kept_bits, pack_parts
 
 
 @dataclass(frozen=True)
@@ -103,13 +102,20 @@ def plan_conv(run: Run, target: Target) -> Iterable[Launch]:
         data = replace(data, bias=data.bias - 128 * found.unsigned_sums)
     else:
         weights = pack_weights(w, config, target)
-    where: Argument = Data(weights)
+    memory = dict[str, Argument]()
     if run.scratch is not None:
-        parts, where = parts_of(config, _weights(run.step.producer)), Address.of(run.scratch)
-        packed = Data(pack_parts(weights, parts, target))
-        yield Launch(emit_unpack, parts, UNPACK_PARAMETERS, (packed, where), run.step.result.name)
-    given = arguments(run, shape, where, pack_constants(data, config, target), data.tables)
-    yield Launch(emit_conv, config, PARAMETERS, given, run.step.result.name, _reach(config, shape, given))
+        config = replace(config, parts=parts_of(config, _weights(run.step.producer)))
+        weights = pack_parts(weights, config.parts, target)
+        memory[MEMORY] = Address.of(run.scratch)
+    given = arguments(run, shape, Data(weights), pack_constants(data, config, target), data.tables)
+    parameters = (*PARAMETERS, *memory)
+    yield Launch(emit_conv, config, parameters, (*given, *memory.values()), run.step.result.name, _reach(config, shape, given))
+
+
+def parts_of(config: ConvConfig, w: NDArray[np.generic]) -> tuple[Part, ...]:
+    """How the weights `w` [O, kh, kw, C] of `config` lie before they are taken apart."""
+    bits = kept_bits(w)
+    return tuple(Part(s.blocks, config.depth, s.count * config.dot.spread, len(s.forms), config.form, bits) for s in config.segments)
 
 
 def _narrow(run: Run, shape: ConvShape, w: NDArray[np.int8]) -> bool:
@@ -120,7 +126,7 @@ def _narrow(run: Run, shape: ConvShape, w: NDArray[np.int8]) -> bool:
 def _reach(config: ConvConfig, shape: ConvShape, given: Sequence[Argument]) -> Reach | None:
     """What is read to be multiplied by zero, behind a run, does not count."""
     loops = loops_of(config)
-    if loops is None or not isinstance(given[2], Data):
+    if loops is None:
         return None
     window = sum((n - 1) * step for n, step in config.runs) + _run_length(shape) * shape.itemsize
     return walked(loops, config, window, given)

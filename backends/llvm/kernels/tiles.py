@@ -109,8 +109,11 @@ def tiles_of(p: Problem, blocks: int, count: int) -> Iterator[Segment]:
 
 
 def _unrolled(p: Problem, s: Segment, registers: int) -> Segment:
-    """Unrolled as far as the weights of all groups fit in the registers too: LLVM's scheduler likes to load them all at once."""
+    """Unrolled as far as the weights of all groups fit in the registers too: LLVM's scheduler likes to load them all at once. Chains, of
+    groups in an order of their own, are as long as they are, and none waits for another's sum."""
     dots = s.rows * s.columns * s.count
+    if isinstance(p.dot, Chained):
+        return s
     if p.dot.wide > 1:
         return replace(s, unroll=min(p.dot.wide, p.run), chains=1)
     unroll = max(u for u in range(1, 9) if p.run % u == 0 and (u == 1 or (u * dots <= MAX_DOTS and dots + (u - 1) * s.count <= registers)))
@@ -157,4 +160,5 @@ def _group_cycles(p: Problem, s: Segment) -> float:
     instructions = dots * dot.steps + pixels * dot.prepare + loads + unpacked + 2.0 / s.unroll
     weights = s.count * target.vector_bytes // (2 if p.nibbles else dot.itemsize)
     streamed = weights / SECOND_LEVEL if weights * p.depth > FIRST_LEVEL else 0.0
-    return max(dots * dot.multiplies / multiplies, loads / 2, instructions / WIDTH, LATENCY / s.chains, streamed)
+    latency = 0.0 if isinstance(dot, Chained) else LATENCY / s.chains
+    return max(dots * dot.multiplies / multiplies, loads / 2, instructions / WIDTH, latency, streamed)

@@ -1,17 +1,17 @@
-"""A layer's weights of few bits to bytes in working memory, once for all of its pixels.
+"""A layer's weights of few bits to bytes in working memory, a block of channels at a time, for all of its pixels.
 
 Where products are added up in 16 bits, nibbles must be taken apart before they are multiplied: 2.5 instructions for a register of weights,
-in every tile of pixels. A layer of many pixels does it before it begins, and then runs the kernel of eight bits:
+in every tile of pixels. A layer of many pixels does it when a block begins, and then runs the kernel of eight bits:
 
     in each tile:   pixels / TILE * unpacking              beforehand:   unpacking + STORE + LOAD
 
-Integers with multipliers, and those of two and three bits, are always taken apart so, to the bytes m q. They lie in the order of K; every 16 along K
-share registers of multipliers, one byte for each channel of a register, two bits for each four along K. Where the kernel of eight bits walks K in an
-order of its own (`chain`), each block tells how many chains it has of each form, and which place each group takes in that order. Where it lies in the
-window, which the kernel's header says, is the same for all blocks:
+Integers with multipliers, and those of two and three bits, are always taken apart so, to the bytes m q. Every 16 along K share registers of
+multipliers, one byte for each channel of a register, two bits for each four along K. Where the kernel of eight bits walks K in an order of its own
+(`chain`), they lie in that order, and each block tells how many chains it has of each form, and the number of each of their groups along K. Where it
+lies in the window, which the kernel's header says, is the same for all blocks:
 
     layer before:   where each group lies in the window, if blocks have orders | blocks
-    block before:   chains of each form, places of the groups | multipliers | planes
+    block before:   chains of each form, numbers of the groups | multipliers | planes
     block after:    header | registers
 """
 
@@ -36,18 +36,17 @@ from qcompiler.passes.weight_grid import CODED, multipliers_of
 from qcompiler.passes.weight_grid import GROUP as MULTIPLE
 
 from .chain import WORD, header_bytes
-from .conv import ConvConfig
 
-PARAMETERS = ("packed", "unpacked")
+PARAMETERS = ("window", "packed", "unpacked")
 TILE = 4
 """Pixels of a tile."""
 MOVED = 4.0
 """Instructions' worth of storing a register and of loading it from the second-level cache."""
 MOST_FORMS = 8
 LINE = 64
-PLACE = 2
-"""Bytes of a group's place in the order of chains."""
-MOST_GROUPS = (1 << 8 * PLACE) - 1
+NUMBER = 2
+"""Bytes of a group's number along K."""
+MOST_GROUPS = (1 << 8 * NUMBER) - 1
 STEP = 16
 """Bytes of K in the longest step of a form."""
 UNDER_NIBBLES = (2, 3)
@@ -58,7 +57,7 @@ UNDER_NIBBLES = (2, 3)
 class Part:
     """`blocks` blocks of a header and `depth * count` registers of `form`. Headers are of `forms` forms of chains; without any there is none.
 
-    `forms`: of so many forms the header counts chains, before it tells the places of groups of K.
+    `forms`: of so many forms the header counts chains, before it tells the numbers of groups along K.
     `bits`: of the integers that have multipliers; None: these are nibbles without."""
 
     blocks: int
@@ -111,7 +110,7 @@ class Part:
         if self.bits is None:
             return Before(0, self.header, self.header, self.header + self.packed(self.depth) * target.vector_bytes)
         (whole, rest), table = self.units, WORD * self.forms
-        multipliers = _lines(table + PLACE * self.depth) if self.forms else 0
+        multipliers = _lines(table + NUMBER * self.depth) if self.forms else 0
         weights = multipliers + _lines(-(-self.depth // self.shared) * self.count * self.channels(target))
         return Before(table, multipliers, weights, weights + (whole * self.packed(self.unit) + self.packed(rest)) * target.vector_bytes)
 
@@ -141,7 +140,7 @@ def _lines(size: int) -> int:
 
 def kept_bits(w: NDArray[np.generic]) -> int | None:
     """Bits of the integers with multipliers as which weights [O, kh, kw, C] are kept; None: they are nibbles without, or bytes, as are those of
-    more groups than places can tell."""
+    more groups than numbers can tell."""
     bits = planes.bits_of_multiples(w) if w[0].size <= GROUP * MOST_GROUPS else None
     return None if nibbles.fit(w) and bits not in UNDER_NIBBLES else bits
 
@@ -167,12 +166,6 @@ def unpack_scratch(step: Step, target: Target) -> int:
     return registers * (depth * target.vector_bytes + header_bytes(MOST_FORMS, depth))
 
 
-def parts_of(config: ConvConfig, w: NDArray[np.generic]) -> tuple[Part, ...]:
-    """How the weights `w` [O, kh, kw, C] of `config` lie."""
-    bits = kept_bits(w)
-    return tuple(Part(s.blocks, config.depth, s.count * config.dot.spread, len(s.forms), config.form, bits) for s in config.segments)
-
-
 def pack_parts(weights: bytes, parts: tuple[Part, ...], target: Target) -> bytes:
     """Bytes as the kernel of eight bits reads them, with registers as planes."""
     blocks = list(_blocks(weights, parts, target))
@@ -194,9 +187,9 @@ def _pack_block(block: NDArray[np.int8], part: Part, target: Target) -> bytes:
     header, registers = block[: part.header], block[part.header :].reshape(part.depth, part.count, target.vector_bytes)
     if part.bits is None:
         return header.tobytes() + planes.pack(registers.reshape(part.registers, -1), nibbles.BITS).tobytes()
-    before, places = part.before(target), np.argsort(_window(header, part)) if part.window else np.arange(part.depth)
-    multipliers, q = _divided(registers[places], part, target)
-    table = header[: WORD * part.forms].tobytes() + places.astype(np.uint16).tobytes() if part.window else b""
+    before, (multipliers, q) = part.before(target), _divided(registers, part, target)
+    numbers = np.argsort(np.argsort(_window(header, part))).astype(np.uint16)
+    table = header[: WORD * part.forms].tobytes() + numbers.tobytes() if part.window else b""
     sizes = before.multipliers, before.weights - before.multipliers
     extra = [e.ljust(size, b"\0") for e, size in zip((table, multipliers.tobytes()), sizes)]
     units = (unit.reshape(-1, target.vector_bytes) for unit in np.split(q, range(part.unit, part.depth, part.unit)))
@@ -209,7 +202,7 @@ def _window(header: NDArray[np.int8], part: Part) -> NDArray[np.int32]:
 
 
 def _divided(registers: NDArray[np.int8], part: Part, target: Target) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
-    """Bytes of multipliers [shared groups, count, channels] and what is left of registers [depth, count, bytes] in the order of K."""
+    """Bytes of multipliers [shared groups, count, channels] and what is left of registers [depth, count, bytes]."""
     channel, element = _bytes_of_register(part.dot, target)
     places = np.lexsort((element, channel)).reshape(part.channels(target), -1)
     rows = registers[..., places].transpose(1, 2, 0, 3).reshape(part.count, len(places), -1)  # [count, channels, K]
@@ -226,18 +219,13 @@ def _bytes_of_register(dot: Dot, target: Target) -> tuple[NDArray[np.int64], NDA
     return channel, element
 
 
-def emit_unpack(k: Kernel, parts: tuple[Part, ...]) -> None:
-    """The body of a function with `PARAMETERS`."""
-    window, unpacked = k.parameters
-    packed = window + parts[0].window
-    for part in parts:
-        before, after = part.before(k.target).end, part.after(k.target)
-        with k.split(part.blocks) as b:
-            if part.bits is None:
-                _emit_nibbles(k, part, packed + b * before, unpacked + b * after)
-            else:
-                _emit_multiples(k, part, part.bits, window, packed + b * before, unpacked + b * after)
-        packed, unpacked = packed + part.blocks * before, unpacked + part.blocks * after
+def emit_unpack(k: Kernel, part: Part) -> None:
+    """The body of a function with `PARAMETERS`: one block."""
+    window, packed, unpacked = k.parameters
+    if part.bits is None:
+        _emit_nibbles(k, part, packed, unpacked)
+    else:
+        _emit_multiples(k, part, part.bits, window, packed, unpacked)
 
 
 def _emit_nibbles(k: Kernel, part: Part, packed: Ptr, unpacked: Ptr) -> None:
@@ -259,17 +247,20 @@ def _emit_nibbles(k: Kernel, part: Part, packed: Ptr, unpacked: Ptr) -> None:
 
 
 def _emit_multiples(k: Kernel, part: Part, bits: int, window: Ptr, packed: Ptr, unpacked: Ptr) -> None:
-    size, before, numbers = k.target.vector_bytes, part.before(k.target), part.count * part.channels(k.target)
-    whole, rest = part.units
+    size, before, codes = k.target.vector_bytes, part.before(k.target), part.count * part.channels(k.target)
+    table = WORD * part.forms
     for n in range(part.forms):
         k.store_index(unpacked + n * WORD, k.load_index(packed + n * WORD))
 
     def unit(i: Index | int, groups: int) -> None:
-        places = _in_order(k, part, groups, packed + before.table + i * (PLACE * part.unit), window + i * (WORD * part.unit), unpacked)
+        for g in range(groups if part.forms else 0):
+            number = k.load_index(packed + table + i * (NUMBER * part.unit) + g * NUMBER, 8 * NUMBER)
+            k.store_index(unpacked + table + i * (WORD * part.unit) + g * WORD, k.load_index(window + number * WORD))
         registers = planes.load(k, packed + before.weights + i * (part.packed(part.unit) * size), bits, groups * part.count)
-        out = places if part.forms else [unpacked + i * (part.unit * part.count * size) + g * part.count * size for g in range(groups)]
-        _emit_unit(k, part, bits, registers, packed + before.multipliers + i * (part.unit // part.shared * numbers), out)
+        at = packed + before.multipliers + i * (part.unit // part.shared * codes)
+        _emit_unit(k, part, bits, registers, at, unpacked + part.header + i * (part.unit * part.count * size))
 
+    whole, rest = part.units
     if whole:
         with k.loop(whole) as (i, _):
             unit(i, part.unit)
@@ -277,23 +268,13 @@ def _emit_multiples(k: Kernel, part: Part, bits: int, window: Ptr, packed: Ptr, 
         unit(whole, rest)
 
 
-def _in_order(k: Kernel, part: Part, groups: int, table: Ptr, window: Ptr, unpacked: Ptr) -> list[Ptr]:
-    """Where the registers of groups go in the order of chains, which have an order. The header learns where they lie in the window."""
-    found = list[Ptr]()
-    for g in range(groups if part.forms else 0):
-        place = k.load_index(table + g * PLACE, 8 * PLACE)
-        k.store_index(unpacked + part.forms * WORD + place * WORD, k.load_index(window + g * WORD))
-        found.append(unpacked + part.header + place * (part.count * k.target.vector_bytes))
-    return found
-
-
-def _emit_unit(k: Kernel, part: Part, bits: int, registers: Sequence[Val], numbers: Ptr, out: Sequence[Ptr]) -> None:
-    """Registers, `count` of each group to its place `out`, times the multipliers whose bytes are at `numbers`."""
+def _emit_unit(k: Kernel, part: Part, bits: int, registers: Sequence[Val], at: Ptr, out: Ptr) -> None:
+    """Registers, `count` of each group, to `out`, times the multipliers whose bytes are `at`."""
     size, count, channels = k.target.vector_bytes, part.count, part.channels(k.target)
     channel, element = _bytes_of_register(part.dot, k.target)
-    shared = -(-len(out) // part.shared)
-    codes = [k.permute(k.load_lanes(numbers + c * channels, 8, channels), channel.tolist()) for c in range(shared * count)]
+    shared = -(-len(registers) // (count * part.shared))
+    codes = [k.permute(k.load_lanes(at + c * channels, 8, channels), channel.tolist()) for c in range(shared * count)]
     for n, q in enumerate(registers):
         g, c = divmod(n, count)
         multiplier = ((g % part.shared * part.dot.group + element) // MULTIPLE).tolist()
-        k.store(out[g] + c * size, planes.multiply(k, q, bits, codes[g // part.shared * count + c], multiplier))
+        k.store(out + n * size, planes.multiply(k, q, bits, codes[g // part.shared * count + c], multiplier))

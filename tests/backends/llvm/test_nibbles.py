@@ -9,7 +9,7 @@ from integer_graphs import Builder
 from qcompiler.backends.image import flatten
 from qcompiler.backends.llvm import nibbles
 from qcompiler.backends.llvm.dot import FORMS
-from qcompiler.backends.llvm.kernels.unpack import emit_unpack
+from qcompiler.backends.llvm.kernels.conv import ConvConfig
 from qcompiler.backends.llvm.lower import ObjectCode, compile_object
 from qcompiler.backends.llvm.target import TARGETS
 
@@ -39,7 +39,7 @@ def test_four_bits_take_half_the_bytes(target: str, pixels: int) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_only_many_pixels_need_working_memory(target: str) -> None:
     one, many = (compiled(target, 7, pixels) for pixels in (1, 40))
-    before = [any(launch.emit is emit_unpack for launch in code.launches) for code in (one, many)]
+    before = [any(isinstance(launch.config, ConvConfig) and launch.config.parts for launch in code.launches) for code in (one, many)]
     assert before == [False, TARGETS[target].dot == "maddubs"]
 
 
