@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.backends.llvm.chains import UNSIGNED_LIMIT, ChainPlan, Form, plan_chains, prove
+from qcompiler.backends.llvm.chains import LINKS, UNSIGNED_LIMIT, ChainPlan, Form, plan_chains, prove
 from qcompiler.backends.llvm.dot import Chained, Dot
 from qcompiler.backends.llvm.order import wide_order
 from qcompiler.backends.llvm.target import Target
@@ -30,13 +30,18 @@ class ChainedWeights:
 
 
 def expected_dot(w: NDArray[np.int8], dot: Dot) -> Dot:
-    """`dot` with the costs that its chains will have, for the choice of tiles."""
+    """`dot` with the costs that its chains will have, for the choice of tiles. In chains of eight, sums of 16 bits stay in registers instead of the
+    accumulators; a sum of two products is about as large as one weight is on average."""
     if not isinstance(dot, Chained):
         return dot
     if not dot.unsigned:
         return replace(dot, steps=2.6, multiplies=2.6)
-    light = bool(np.abs(w.astype(np.int16)).max(initial=0) <= UNSIGNED_LIMIT // 2)
-    return replace(dot, steps=2.6, multiplies=1.5, prepare=0, scratch=6) if light else replace(dot, steps=3.4, multiplies=1.8, prepare=1.5, scratch=6)
+    sizes = np.abs(w.astype(np.int16))
+    if sizes.max(initial=0) > UNSIGNED_LIMIT // 2:
+        return replace(dot, steps=3.4, multiplies=1.8, prepare=1.5, scratch=6)
+    if LINKS[0] * sizes.mean() <= UNSIGNED_LIMIT / 2:
+        return replace(dot, steps=2.25, multiplies=1.125, prepare=0, scratch=3)
+    return replace(dot, steps=2.6, multiplies=1.5, prepare=0, scratch=6)
 
 
 def chained(w: NDArray[np.int8], config: ConvConfig, target: Target) -> ChainedWeights:

@@ -157,7 +157,8 @@ def _group_cycles(p: Problem, s: Segment) -> float:
     dots, loads = pixels * s.count, pixels + s.count
     multiplies = 1.0 if target.vector_bits == 512 else 2.0
     unpacked = s.count * (nibbles.unpacking(dot) if p.nibbles else dot.widening)
-    instructions = dots * dot.steps + pixels * dot.prepare + loads + unpacked + 2.0 / s.unroll
+    walking = 2.0 + pixels / 2 + s.count if isinstance(dot, Chained) else 2.0 / s.unroll
+    instructions = dots * dot.steps + pixels * dot.prepare + loads + unpacked + walking
     weights = s.count * target.vector_bytes // (2 if p.nibbles else dot.itemsize)
     streamed = weights / SECOND_LEVEL if weights * p.depth > FIRST_LEVEL else 0.0
     latency = 0.0 if isinstance(dot, Chained) else LATENCY / s.chains
