@@ -9,18 +9,22 @@ Points lost are expected of labels that follow the float network's probabilities
 The last two fill the budget: layers are widened again where that still fits. Sensitivities come from calibration data, the truth (the loss of each
 single change) and the metric from evaluation data, Q/DQ networks throughout. Bytes are those of the layers, in parts of those at 8 bits. Budgets lie
 between those of all layers at 2 bits, 0, and at 4 bits, 1: of four bits and more, most networks are hardly worse than in float.
+
+Which few answers change is luck, and a file of a thousand labels ranks only networks that are some points apart. So the whole may be repeated with
+the calibration samples in other orders (`--draws`): other samples are held out, rounded and chosen by, and other answers change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from time import perf_counter
 from typing import Any
 
 import click
 import numpy as np
 
-from benchmarks.zoo import TASKS, Data
+from benchmarks.zoo import TASKS, Data, Metric, Task
 from qcompiler.frontend.lengths import import_forms
 from qcompiler.passes.pipeline import Options
 from qcompiler.passes.precision.auto import Auto, Chosen, prepare
@@ -31,7 +35,7 @@ from qcompiler.passes.precision.search import BYTES, Choice, Goal
 from qcompiler.passes.precision.sensitivity import measure_sensitivities, rank_correlations, weight_errors
 from qcompiler.runtime.cpu import cpu_name
 
-BUDGETS = (0.25, 0.375, 0.5, 0.75)
+BUDGETS = (0.125, 0.25, 0.375, 0.5, 0.75)
 NAMES = ("cifar10_resnet20", "imagenet_squeezenet11", "imagenet_mobilenetv2", "minilm_l6_sts", "stories260k_lm")
 GRADIENT_SAMPLES = 32
 
@@ -101,30 +105,87 @@ def measured(auto: Auto, choice: Choice, data: Data, floats: Sequence[Any]) -> t
     return drop_of(auto.judge, floats, answers), data.judge(answers)
 
 
-def report(name: str, gradients: bool) -> None:
-    """All rows of one network."""
-    task, start = TASKS[name], perf_counter()
-    data = task.load()
+@dataclass(frozen=True)
+class Result:
+    """What one network of a row does: its metric, points lost, loss in nats and part of the bytes at 8 bits."""
+
+    metric: float
+    lost: float
+    loss: float
+    part: float
+
+
+RIVALS = ("uniform", "by SQNR")
+Row = tuple[Result, ...]
+"""The choice, and its rivals."""
+
+
+def shuffled(calibration: Sequence[Any], draw: int) -> Sequence[Any]:
+    """Calibration samples in an order of their own: others are held out, looked at and rounded by. Draw 0 is the order of the file."""
+    order = np.random.default_rng(draw).permutation(len(calibration)) if draw else range(len(calibration))
+    return [calibration[i] for i in order]
+
+
+def prepared(task: Task, data: Data, draw: int) -> tuple[Auto, Sequence[Any], Chosen]:
+    """All that one draw of calibration samples leads to."""
     graph = import_forms(task.path, None)[0]
-    auto, looked_at, _ = prepare(graph, data.calibration, Options(), Goal(max_bytes=1 << 40), None, lambda *_: None, None)
-    chosen = auto.run(looked_at)
-    problem = chosen.search.problem
-    costs = problem.costs[BYTES]
-    floats = list(auto.network.answers(data.evaluation))
-    eight = measured(auto, (0,) * len(costs), data, floats)[1]
-    click.echo(f"{name}: float {shown(data.judge(floats))}, w8a8 {shown(eight)} ({task.metric.name}), {perf_counter() - start:.0f} s")
-    found = chosen.sensitivities
+    auto, looked_at, _ = prepare(graph, shuffled(data.calibration, draw), Options(), Goal(max_bytes=1 << 40), None, lambda *_: None, None)
+    return auto, looked_at, auto.run(looked_at)
+
+
+def rows(auto: Auto, chosen: Chosen, data: Data) -> list[tuple[float, Row]]:
+    """(budget, results) for each of `BUDGETS`."""
+    problem, found = chosen.search.problem, chosen.sensitivities
+    costs, floats = problem.costs[BYTES], list(auto.network.answers(data.evaluation))
     order = [(auto.layers.index(found.changes[i][0]), auto.widths.index(found.changes[i][1])) for i in np.argsort(found.noise)]
     least, four, most = costs.min(1).sum(), costs[:, auto.widths.index(4)].sum(), costs[:, 0].sum()
+    made = list[tuple[float, Row]]()
     for part in BUDGETS:
         budget = float(least + part * (four - least))
         best = choose(problem, LOSS, {BYTES: budget})
-        rows = (best or (0,) * len(costs), uniform(costs, budget), greedy(order, costs, budget))
-        results = [(measured(auto, choice, data, floats), spent(costs, choice) / most) for choice in rows]
-        cells = (f"{shown(metric)} ({drop.mean:.2f}, {drop.loss:.4f}, {part:.3f})" for (drop, metric), part in results)
-        click.echo(f"| {name} | {budget / most:.3f} | {' | '.join(cells)} |")
-    if gradients:
-        click.echo(f"| {name} | " + " | ".join(f"{k} {v:.2f}" for k, v in taus(auto, chosen, data, looked_at).items()) + " |")
+        assert best is not None, "all layers at 2 bits are within every budget"
+        choices = best, uniform(costs, budget), greedy(order, costs, budget)
+        made.append((budget / most, tuple(result(auto, c, data, floats, spent(costs, c) / most) for c in choices)))
+    return made
+
+
+def result(auto: Auto, choice: Choice, data: Data, floats: Sequence[Any], part: float) -> Result:
+    """Of a choice, on all evaluation data."""
+    drop, metric = measured(auto, choice, data, floats)
+    return Result(metric, drop.mean, drop.loss, part)
+
+
+def report(name: str, draws: int, gradients: bool) -> None:
+    """All rows of one network: means over draws of the calibration samples."""
+    task, start = TASKS[name], perf_counter()
+    data, found = task.load(), list[list[tuple[float, Row]]]()
+    for draw in range(draws):
+        auto, looked_at, chosen = prepared(task, data, draw)
+        if draw == 0:
+            floats = data.judge(list(auto.network.answers(data.evaluation)))
+            correlations = taus(auto, chosen, data, looked_at) if gradients else {}
+        found.append(rows(auto, chosen, data))
+    click.echo(f"{name}: float {shown(floats)} ({task.metric.name}), {draws} draws, {perf_counter() - start:.0f} s")
+    for same in zip(*found, strict=True):
+        cells = [shown_mean([row[n] for _, row in same]) for n in range(1 + len(RIVALS))]
+        behind = [difference(task.metric, [row[0] for _, row in same], [row[n] for _, row in same]) for n in range(1, 1 + len(RIVALS))]
+        click.echo(f"| {name} | {same[0][0]:.3f} | {cells[0]} | " + " | ".join(f"{c}: {b}" for c, b in zip(cells[1:], behind)) + " |")
+    if correlations:
+        click.echo(f"| {name} | " + " | ".join(f"{k} {v:.2f}" for k, v in correlations.items()) + " |")
+
+
+def shown_mean(results: Sequence[Result]) -> str:
+    """A cell of the table."""
+    metric, lost, loss, part = (float(np.mean([getattr(r, f.name) for r in results])) for f in fields(Result))
+    return f"{shown(metric)} ({lost:.2f}, {loss:.4f}, {part:.3f})"
+
+
+def difference(metric: Metric, chosen: Sequence[Result], rival: Sequence[Result]) -> str:
+    """By how much the rival is worse, in the unit of the metric: mean over draws and its standard error."""
+    worse = [metric.loss(c.metric, r.metric) for c, r in zip(chosen, rival, strict=True)]
+    digits = 4 if abs(np.mean([c.metric for c in chosen])) < 1 else 2
+    error = f" +- {np.std(worse, ddof=1) / np.sqrt(len(worse)):.{digits}f}" if len(worse) > 1 else ""
+    return f"{np.mean(worse):+.{digits}f}{error}"
 
 
 def shown(metric: float) -> str:
@@ -135,12 +196,14 @@ def shown(metric: float) -> str:
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--correlations/--no-correlations", default=True, help="Rank correlations, too (needs torch).")
-def main(names: tuple[str, ...], correlations: bool) -> None:
+@click.option("--draws", default=1, show_default=True, help="Orders of the calibration samples, over which results are averaged.")
+def main(names: tuple[str, ...], correlations: bool, draws: int) -> None:
     """Print the tables."""
     click.echo(cpu_name())
-    click.echo("| network | budget | chosen: metric (points lost, nats, bytes) | uniform | by SQNR |\n|---|---|---|---|---|")
+    head = " | ".join(f"{r}: worse by, over draws" for r in RIVALS)
+    click.echo(f"| network | budget | chosen: metric (points lost, nats, bytes) | {head} |\n|---|---|---|---|---|")
     for name in names or NAMES:
-        report(name, correlations)
+        report(name, draws, correlations)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from benchmarks.instructions import countable
 from benchmarks.measure import all_equal, options_for
 from benchmarks.models import LIGHT, drawn, with_random_weights
 from benchmarks.peers import samples
+from benchmarks.precision import Result, difference, greedy, shuffled, spent, uniform
 from benchmarks.transformers import Row as Measured
 from benchmarks.transformers import line
 from benchmarks.zoo import PERPLEXITY, TOP1, perplexity_of, similarity_of, top1_of
@@ -125,3 +126,26 @@ def test_peers_get_all_inputs(tmp_path):
     assert len(rows) == 3
     assert (rows[1]["ids"] == [[2, 3]]).all()
     assert rows[1]["mask"].shape == (1, 2)
+
+
+def test_rivals_fill_the_budget():
+    costs = np.array([[8, 4, 2], [16, 8, 4], [80, 40, 20], [8, 8, 8]], float)
+    for budget in (36.0, 45.0, 60.0):
+        greedily = greedy([(2, 2), (0, 1), (1, 1), (0, 2), (1, 2)], costs, budget)
+        for choice in (uniform(costs, budget), greedily):
+            assert spent(costs, choice) <= budget
+            widened = [(n, w) for n, c in enumerate(choice) for w in range(c)]
+            assert all(spent(costs, choice) + costs[n, w] - costs[n, choice[n]] > budget for n, w in widened)
+
+
+def test_draws_are_the_same_samples_in_other_orders():
+    samples = list(range(40))
+    assert list(shuffled(samples, 0)) == samples
+    assert list(shuffled(samples, 1)) != list(shuffled(samples, 2))
+    assert sorted(shuffled(samples, 1)) == samples
+
+
+def test_a_rival_that_is_worse_has_a_positive_difference():
+    better, worse = ([Result(m, 0.0, 0.0, 0.5) for m in metrics] for metrics in ((80.0, 82.0), (79.0, 80.0)))
+    assert difference(TOP1, better, worse) == "+1.50 +- 0.50"
+    assert difference(PERPLEXITY, [Result(4.0, 0, 0, 0)], [Result(4.2, 0, 0, 0)]) == "+5.00"
