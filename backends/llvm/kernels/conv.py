@@ -34,8 +34,7 @@ from qcompiler.backends.llvm.split import Shared, grid, joint, most_balanced
 from qcompiler.backends.llvm.target import Target
 
 from .chain import accumulate, header_bytes
-from .unpack import PARAMETERS as UNPACK_PARAMETERS
-from .unpack import Part, emit_unpack
+from .unpack import Apart, Part
 
 LINE = 64
 """Bytes of a cache line."""
@@ -248,12 +247,12 @@ def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, part: Part | None, 
     if rest < size and s.blocks > 1:
         raise ValueError("only a segment of one block may be partly empty")
     weights, numbers = _block_bytes(config, s, k.target), config.epilogue.block_bytes(k.target, s.count)
-    apart = _Apart.of(k, part, s.blocks, at.unpacked, axis) if part and at.unpacked else None
+    apart = Apart.of(k, part, Operands.of(k).weights, at.unpacked, axis == "blocks") if part and at.unpacked else None
     with _positions(k, config, s, axis) as (b, n, row, column, tile):
         block = Operands(
             at.x + n * config.x.image,
             _moved(at.residual, config.residual, n) + plus(b * size, start) * (config.epilogue.residual_bits // 8),
-            apart.weights(k, b, at.weights) if apart else at.weights + b * weights,
+            apart.block(k, b, at.weights) if apart else at.weights + b * weights,
             at.constants + b * numbers,
             at.tables,
             at.out + n * config.out.image + plus(b * size, start) * config.epilogue.itemsize,
@@ -261,35 +260,6 @@ def _emit_segment(k: Kernel, config: ConvConfig, s: Segment, part: Part | None, 
         )
         here = replace(block, ahead=_ahead(k, config, s, block, tile))
         _emit_tile(k, config, s, min(rest, size), here, row, column)
-
-
-@dataclass(frozen=True)
-class _Apart:
-    """Blocks of `part`, taken apart at `place`; where `own`, block b at the place of the b-th. Which one was the last, `held` tells."""
-
-    part: Part
-    place: Ptr
-    own: bool
-    held: Any
-
-    @classmethod
-    def of(cls, k: Kernel, part: Part, blocks: int, memory: Ptr, axis: str) -> _Apart:
-        """Of so many blocks, with `memory` for all of them.
-
-        A piece of whole blocks has them all in the place of its first one, which so stays in the first-level cache. Where pieces share a
-        block, each takes it apart, to the same bytes in the same place."""
-        own = k.span is not None and axis != "blocks"
-        place = memory if own else memory + k.first(blocks) * part.after(k.target)
-        return cls(part, place, own, k.unseen())
-
-    def weights(self, k: Kernel, b: Index | int, packed: Ptr) -> Ptr:
-        """Those of block b, taken apart by the first tile that needs them."""
-        place = self.place + (b if self.own else 0) * self.part.after(k.target)
-        with k.when_new(self.held, b):
-            window = Operands.of(k).weights
-            function = k.function_of(emit_unpack, self.part, UNPACK_PARAMETERS)
-            k.b.call(function, [p.ir for p in (window, packed + b * self.part.before(k.target).end, place)])
-        return place
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import lcm
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -217,6 +218,35 @@ def _bytes_of_register(dot: Dot, target: Target) -> tuple[NDArray[np.int64], NDA
     lane, step = (a.astype(np.int8) for a in np.indices((target.lanes, dot.group)))
     channel, element = (dot.pack(a).ravel()[: target.vector_bytes].astype(np.int64) for a in (lane, step))
     return channel, element
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Blocks of `part`, taken apart at `place`; where `own`, block b at the place of the b-th. Which one was the last, `held` tells."""
+
+    part: Part
+    window: Ptr
+    place: Ptr
+    own: bool
+    held: Any
+
+    @classmethod
+    def of(cls, k: Kernel, part: Part, window: Ptr, memory: Ptr, whole: bool) -> Apart:
+        """With `memory` for all blocks; `whole`: each piece of the work has blocks of its own.
+
+        It has them all in the place of its first one, which so stays in the first-level cache. Where pieces share a block, each takes it apart,
+        to the same bytes in the same place."""
+        own = k.span is not None and not whole
+        place = memory if own else memory + k.first(part.blocks) * part.after(k.target)
+        return cls(part, window, place, own, k.unseen())
+
+    def block(self, k: Kernel, b: Index | int, packed: Ptr) -> Ptr:
+        """The weights of block b of those at `packed`, taken apart by the first tile that needs them."""
+        place = self.place + (b if self.own else 0) * self.part.after(k.target)
+        with k.when_new(self.held, b):
+            function = k.function_of(emit_unpack, self.part, PARAMETERS)
+            k.b.call(function, [p.ir for p in (self.window, packed + b * self.part.before(k.target).end, place)])
+        return place
 
 
 def emit_unpack(k: Kernel, part: Part) -> None:
