@@ -16,6 +16,7 @@ from qcompiler.backends.image import flatten
 from qcompiler.backends.llvm.lower import ObjectCode, compile_object
 from qcompiler.backends.llvm.target import TARGETS, Target
 from qcompiler.backends.onnx import export_qdq, export_qoperator
+from qcompiler.backends.onnx.bound import saturates
 from qcompiler.ir.graph import Declined, Graph
 from qcompiler.ir.interpret import evaluate
 from qcompiler.ir.ops import Conv, CountSteps, Pad
@@ -121,6 +122,7 @@ def test_a_network_on_images_is_nearer_to_the_float_one() -> None:
     assert error(with_levels) < 0.6 * error(without)
 
 
+@pytest.mark.skipif(saturates(), reason="onnxruntime's int8 kernels saturate on x86 without VNNI")
 def test_exported_graphs_count_steps_before_they_quantize() -> None:
     import onnxruntime as ort
 
