@@ -133,10 +133,10 @@ def prepared(task: Task, data: Data, draw: int) -> tuple[Auto, Sequence[Any], Ch
     return auto, looked_at, auto.run(looked_at)
 
 
-def rows(auto: Auto, chosen: Chosen, data: Data) -> list[tuple[float, Row]]:
-    """(budget, results) for each of `BUDGETS`."""
+def rows(auto: Auto, chosen: Chosen, data: Data, floats: Sequence[Any]) -> list[tuple[float, Row]]:
+    """(budget, results) for each of `BUDGETS`; `floats` are the float network's answers."""
     problem, found = chosen.search.problem, chosen.sensitivities
-    costs, floats = problem.costs[BYTES], list(auto.network.answers(data.evaluation))
+    costs = problem.costs[BYTES]
     order = [(auto.layers.index(found.changes[i][0]), auto.widths.index(found.changes[i][1])) for i in np.argsort(found.noise)]
     least, four, most = costs.min(1).sum(), costs[:, auto.widths.index(4)].sum(), costs[:, 0].sum()
     made = list[tuple[float, Row]]()
@@ -161,11 +161,11 @@ def report(name: str, draws: int, gradients: bool) -> None:
     data, found = task.load(), list[list[tuple[float, Row]]]()
     for draw in range(draws):
         auto, looked_at, chosen = prepared(task, data, draw)
+        floats = list(auto.network.answers(data.evaluation))
         if draw == 0:
-            floats = data.judge(list(auto.network.answers(data.evaluation)))
-            correlations = taus(auto, chosen, data, looked_at) if gradients else {}
-        found.append(rows(auto, chosen, data))
-    click.echo(f"{name}: float {shown(floats)} ({task.metric.name}), {draws} draws, {perf_counter() - start:.0f} s")
+            metric, correlations = data.judge(floats), taus(auto, chosen, data, looked_at) if gradients else {}
+        found.append(rows(auto, chosen, data, floats))
+    click.echo(f"{name}: float {shown(metric)} ({task.metric.name}), {draws} draws, {perf_counter() - start:.0f} s")
     for same in zip(*found, strict=True):
         cells = [shown_mean([row[n] for _, row in same]) for n in range(1 + len(RIVALS))]
         behind = [difference(task.metric, [row[0] for _, row in same], [row[n] for _, row in same]) for n in range(1, 1 + len(RIVALS))]
@@ -183,20 +183,27 @@ def shown_mean(results: Sequence[Result]) -> str:
 def difference(metric: Metric, chosen: Sequence[Result], rival: Sequence[Result]) -> str:
     """By how much the rival is worse, in the unit of the metric: mean over draws and its standard error."""
     worse = [metric.loss(c.metric, r.metric) for c, r in zip(chosen, rival, strict=True)]
-    digits = 4 if abs(np.mean([c.metric for c in chosen])) < 1 else 2
+    digits = digits_of(float(np.mean([c.metric for c in chosen])))
     error = f" +- {np.std(worse, ddof=1) / np.sqrt(len(worse)):.{digits}f}" if len(worse) > 1 else ""
     return f"{np.mean(worse):+.{digits}f}{error}"
 
 
 def shown(metric: float) -> str:
     """Points with two digits; correlations, below one, with four."""
-    return f"{metric:.4f}" if metric < 1 else f"{metric:.2f}"
+    return f"{metric:.{digits_of(metric)}f}"
+
+
+def digits_of(metric: float) -> int:
+    """Behind the point."""
+    return 4 if metric < 1 else 2
 
 
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--correlations/--no-correlations", default=True, help="Rank correlations, too (needs torch).")
-@click.option("--draws", default=1, show_default=True, help="Orders of the calibration samples, over which results are averaged.")
+@click.option(
+    "--draws", type=click.IntRange(1), default=1, show_default=True, help="Orders of the calibration samples, over which results are averaged."
+)
 def main(names: tuple[str, ...], correlations: bool, draws: int) -> None:
     """Print the tables."""
     click.echo(cpu_name())

@@ -22,6 +22,7 @@ from qcompiler.backends import emulate, reference
 from qcompiler.backends.certificate import certify
 from qcompiler.backends.image import flatten, lay_out
 from qcompiler.backends.llvm import lower
+from qcompiler.backends.llvm.kernels.conv import ConvConfig, split_axis
 from qcompiler.backends.llvm.lower import ObjectCode, compile_object
 from qcompiler.backends.llvm.split import pieces
 from qcompiler.backends.llvm.target import TARGETS, Target
@@ -56,7 +57,7 @@ def narrow(b: Builder) -> Graph:
 
 def multiples(b: Builder) -> Graph:
     """Weights that are taken apart block by block: pieces of whole blocks, and pieces that share one."""
-    x = b.conv(b.input(1, 13, 11, 20), 300, (3, 3), pads=((1, 1), (1, 1)), reach=7, most=4)
+    x = b.conv(b.input(1, 13, 11, 32), 256, (3, 3), pads=((1, 1), (1, 1)), reach=7, most=4)
     return b.graph(b.conv(b.conv(x, 20, reach=7, most=4), 130, reach=3, most=4))
 
 
@@ -155,6 +156,12 @@ def test_any_number_of_threads_gives_the_same_bits(name: str, target: Target) ->
         for _ in range(5):
             check(name, p.run_integer(network(name)[1]))
     p.threads = 1
+
+
+@pytest.mark.parametrize("target", HERE + BY_MEANING, ids=lambda t: t.name)
+def test_blocks_that_are_taken_apart_are_shared_by_pieces_and_not(target: Target) -> None:
+    configs = [launch.config for launch in code("multiples", target).launches]
+    assert {split_axis(c) for c in configs if isinstance(c, ConvConfig) and c.parts} == {"blocks", "all"}
 
 
 Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)

@@ -204,10 +204,10 @@ def emit_conv(k: Kernel, config: ConvConfig) -> None:
         for n, (start, s) in enumerate(starts(config.segments, t)):
             part = config.parts[n] if config.parts else None
             _emit_segment(k, config, s, part, start, here, axis)
-            weights = part.before(t).end if part else _block_bytes(config, s, t)
-            numbers = config.epilogue.block_bytes(t, s.count)
-            here = replace(here, weights=here.weights + s.blocks * weights, constants=here.constants + s.blocks * numbers)
-            here = replace(here, unpacked=here.unpacked + s.blocks * _block_bytes(config, s, t) if here.unpacked else None)
+            read, numbers = _block_bytes(config, s, t), config.epilogue.block_bytes(t, s.count)
+            stored = part.before(t).end if part else read
+            here = replace(here, weights=here.weights + s.blocks * stored, constants=here.constants + s.blocks * numbers)
+            here = replace(here, unpacked=here.unpacked + s.blocks * read if here.unpacked else None)
 
 
 def _block_bytes(config: ConvConfig, s: Segment, t: Target) -> int:

@@ -111,9 +111,9 @@ def tiles_of(p: Problem, blocks: int, count: int) -> Iterator[Segment]:
 def _unrolled(p: Problem, s: Segment, registers: int) -> Segment:
     """Unrolled as far as the weights of all groups fit in the registers too: LLVM's scheduler likes to load them all at once. Chains, of
     groups in an order of their own, are as long as they are, and none waits for another's sum."""
-    dots = s.rows * s.columns * s.count
     if isinstance(p.dot, Chained):
         return s
+    dots = s.rows * s.columns * s.count
     if p.dot.wide > 1:
         return replace(s, unroll=min(p.dot.wide, p.run), chains=1)
     unroll = max(u for u in range(1, 9) if p.run % u == 0 and (u == 1 or (u * dots <= MAX_DOTS and dots + (u - 1) * s.count <= registers)))
@@ -157,6 +157,7 @@ def _group_cycles(p: Problem, s: Segment) -> float:
     dots, loads = pixels * s.count, pixels + s.count
     multiplies = 1.0 if target.vector_bits == 512 else 2.0
     unpacked = s.count * (nibbles.unpacking(dot) if p.nibbles else dot.widening)
+    # chains look up where each group lies, and what is loaded waits for that: as much as tiles of 1 to 12 pixels by 1 to 4 registers took on Zen 3
     walking = 2.0 + pixels / 2 + s.count if isinstance(dot, Chained) else 2.0 / s.unroll
     instructions = dots * dot.steps + pixels * dot.prepare + loads + unpacked + walking
     weights = s.count * target.vector_bytes // (2 if p.nibbles else dot.itemsize)

@@ -91,7 +91,7 @@ def test_what_is_a_multiple() -> None:
     assert planes.coded(np.array([[1, 4, 3, 2, 2]])).tolist() == [[0b01101100, 0b01]]
 
 
-def test_places_of_groups_fit_in_their_bytes() -> None:
+def test_numbers_of_groups_fit_in_their_bytes() -> None:
     """Beyond, weights that are no nibbles stay bytes."""
     few, many = (np.full((1, 1, 1, GROUP * n), 8, np.int8) for n in (MOST_GROUPS, MOST_GROUPS + 1))
     assert kept_bits(few) is not None
