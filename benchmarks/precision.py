@@ -11,12 +11,16 @@ single change) and the metric from evaluation data, Q/DQ networks throughout. By
 between those of all layers at 2 bits, 0, and at 4 bits, 1: of four bits and more, most networks are hardly worse than in float.
 
 Which few answers change is luck, and a file of a thousand labels ranks only networks that are some points apart. So the whole may be repeated with
-the calibration samples in other orders (`--draws`): other samples are held out, rounded and chosen by, and other answers change.
+the calibration samples in other orders (`--draws`): other samples are held out, rounded and chosen by, and other answers change. And labelled
+pictures may be shown mirrored and moved, too (`--views`, see `views.py`): the metric is the mean over all views, points lost and loss are those of
+pictures as they are.
+
+With `--labels`, the choice is made by the right classes of the calibration samples, too (`passes/precision/labels.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from time import perf_counter
 from typing import Any
@@ -24,7 +28,9 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.views import MOVED, PLAIN, View
 from benchmarks.zoo import TASKS, Data, Metric, Task
+from qcompiler.errors import UsageError
 from qcompiler.frontend.lengths import import_forms
 from qcompiler.passes.pipeline import Options
 from qcompiler.passes.precision.auto import Auto, Chosen, prepare
@@ -98,11 +104,22 @@ def taus(auto: Auto, chosen: Chosen, data: Data, looked_at: Sequence[Any]) -> Ma
     return rank_correlations(chosen.sensitivities, truth, others)
 
 
-def measured(auto: Auto, choice: Choice, data: Data, floats: Sequence[Any]) -> tuple[Drop, float]:
+def measured(auto: Auto, choice: Choice, data: Data, floats: Sequence[Any], views: Sequence[View]) -> tuple[Drop, float]:
     """(what is lost by the float network's own answers, metric) on all evaluation data."""
     changed = {name: auto.forms[auto.widths[w]][name] for name, w in zip(auto.layers, choice)}
-    answers = list(auto.integer.answers(data.evaluation, changed))
-    return drop_of(auto.judge, floats, answers), data.judge(answers)
+    answers = list(auto.integer.answers(seen(data, views), changed))
+    return drop_of(auto.judge, floats, answers[: len(floats)]), judged(data, answers)
+
+
+def seen(data: Data, views: Sequence[View]) -> Iterator[Any]:
+    """Evaluation data in every view, one view after the other."""
+    return (view(sample) for view in views for sample in data.evaluation)
+
+
+def judged(data: Data, answers: Sequence[Any]) -> float:
+    """The metric of answers to `seen`: the mean over views."""
+    count = len(data.evaluation)
+    return float(np.mean([data.judge(answers[first : first + count]) for first in range(0, len(answers), count)]))
 
 
 @dataclass(frozen=True)
@@ -115,6 +132,7 @@ class Result:
     part: float
 
 
+LABELS = "right classes"
 RIVALS = ("uniform", "by SQNR")
 Row = tuple[Result, ...]
 """The choice, and its rivals."""
@@ -126,15 +144,24 @@ def shuffled(calibration: Sequence[Any], draw: int) -> Sequence[Any]:
     return [calibration[i] for i in order]
 
 
-def prepared(task: Task, data: Data, draw: int) -> tuple[Auto, Sequence[Any], Chosen]:
-    """All that one draw of calibration samples leads to."""
-    graph = import_forms(task.path, None)[0]
-    auto, looked_at, _ = prepare(graph, shuffled(data.calibration, draw), Options(), Goal(max_bytes=1 << 40), None, lambda *_: None, None)
+def prepared(task: Task, data: Data, draw: int, labels: bool = False) -> tuple[Auto, Sequence[Any], Chosen]:
+    """All that one draw of calibration samples leads to, perhaps with their `labels`."""
+    graph, samples, key = import_forms(task.path, None)[0], data.calibration, LABELS if labels else None
+    if labels:
+        samples = [{**x, LABELS: right} for x, right in zip(samples, known(task, data), strict=True)]
+    auto, looked_at, _ = prepare(graph, shuffled(samples, draw), Options(), Goal(max_bytes=1 << 40), None, lambda *_: None, None, key)
     return auto, looked_at, auto.run(looked_at)
 
 
-def rows(auto: Auto, chosen: Chosen, data: Data, floats: Sequence[Any]) -> list[tuple[float, Row]]:
-    """(budget, results) for each of `BUDGETS`; `floats` are the float network's answers."""
+def known(task: Task, data: Data) -> Sequence[Any]:
+    """The right classes of the calibration samples. UsageError where they are not known."""
+    if data.right is None:
+        raise UsageError(f"the calibration data of {task.name} have no labels; leave --labels out")
+    return data.right
+
+
+def rows(auto: Auto, chosen: Chosen, data: Data, floats: Sequence[Any], views: Sequence[View]) -> list[tuple[float, Row]]:
+    """(budget, results) for each of `BUDGETS`; `floats` are the float network's answers to the data as they are."""
     problem, found = chosen.search.problem, chosen.sensitivities
     costs = problem.costs[BYTES]
     order = [(auto.layers.index(found.changes[i][0]), auto.widths.index(found.changes[i][1])) for i in np.argsort(found.noise)]
@@ -145,26 +172,26 @@ def rows(auto: Auto, chosen: Chosen, data: Data, floats: Sequence[Any]) -> list[
         best = choose(problem, LOSS, {BYTES: budget})
         assert best is not None, "all layers at 2 bits are within every budget"
         choices = best, uniform(costs, budget), greedy(order, costs, budget)
-        made.append((budget / most, tuple(result(auto, c, data, floats, spent(costs, c) / most) for c in choices)))
+        made.append((budget / most, tuple(result(auto, c, data, floats, views, spent(costs, c) / most) for c in choices)))
     return made
 
 
-def result(auto: Auto, choice: Choice, data: Data, floats: Sequence[Any], part: float) -> Result:
+def result(auto: Auto, choice: Choice, data: Data, floats: Sequence[Any], views: Sequence[View], part: float) -> Result:
     """Of a choice, on all evaluation data."""
-    drop, metric = measured(auto, choice, data, floats)
+    drop, metric = measured(auto, choice, data, floats, views)
     return Result(metric, drop.mean, drop.loss, part)
 
 
-def report(name: str, draws: int, gradients: bool) -> None:
+def report(name: str, draws: int, gradients: bool, views: Sequence[View] = PLAIN, labels: bool = False) -> None:
     """All rows of one network: means over draws of the calibration samples."""
     task, start = TASKS[name], perf_counter()
     data, found = task.load(), list[list[tuple[float, Row]]]()
     for draw in range(draws):
-        auto, looked_at, chosen = prepared(task, data, draw)
-        floats = list(auto.network.answers(data.evaluation))
+        auto, looked_at, chosen = prepared(task, data, draw, labels)
+        floats = list(auto.network.answers(seen(data, views if draw == 0 else PLAIN)))
         if draw == 0:
-            metric, correlations = data.judge(floats), taus(auto, chosen, data, looked_at) if gradients else {}
-        found.append(rows(auto, chosen, data, floats))
+            metric, correlations = judged(data, floats), taus(auto, chosen, data, looked_at) if gradients else {}
+        found.append(rows(auto, chosen, data, floats[: len(data.evaluation)], views))
     click.echo(f"{name}: float {shown(metric)} ({task.metric.name}), {draws} draws, {perf_counter() - start:.0f} s")
     for same in zip(*found, strict=True):
         cells = [shown_mean([row[n] for _, row in same]) for n in range(1 + len(RIVALS))]
@@ -204,13 +231,15 @@ def digits_of(metric: float) -> int:
 @click.option(
     "--draws", type=click.IntRange(1), default=1, show_default=True, help="Orders of the calibration samples, over which results are averaged."
 )
-def main(names: tuple[str, ...], correlations: bool, draws: int) -> None:
+@click.option("--labels", is_flag=True, help="Show the labels of calibration samples to the choice.")
+@click.option("--views", is_flag=True, help="Show labelled pictures mirrored and moved, too.")
+def main(names: tuple[str, ...], correlations: bool, draws: int, labels: bool, views: bool) -> None:
     """Print the tables."""
     click.echo(cpu_name())
     head = " | ".join(f"{r}: worse by, over draws" for r in RIVALS)
     click.echo(f"| network | budget | chosen: metric (points lost, nats, bytes) | {head} |\n|---|---|---|---|---|")
     for name in names or NAMES:
-        report(name, draws, correlations)
+        report(name, draws, correlations, MOVED if views else PLAIN, labels)
 
 
 if __name__ == "__main__":

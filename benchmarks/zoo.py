@@ -103,6 +103,8 @@ class Data:
     calibration: Sequence[Feeds]
     evaluation: Sequence[Feeds]
     judge: Judge
+    right: Sequence[Array] | None = None
+    """The right classes of calibration samples, where they are known."""
     group: int = 1
     """Consecutive samples that only count together: two sentences of a pair."""
 
@@ -155,8 +157,9 @@ def classification(network: Network) -> Task:
     def load() -> Data:
         name = onnx.load(network.path, load_external_data=False).graph.input[0].name
         evaluation = list(network.batches("eval"))
-        calibration = [{name: x} for x, _ in network.batches("calib")]
-        return Data(calibration, [{name: x} for x, _ in evaluation], top1_of(np.array([y for _, y in evaluation])))
+        calibration = list(network.batches("calib"))
+        right = None if any(y < 0 for _, y in calibration) else [np.array([y]) for _, y in calibration]
+        return Data([{name: x} for x, _ in calibration], [{name: x} for x, _ in evaluation], top1_of(np.array([y for _, y in evaluation])), right)
 
     return Task(network.name, network.path, TOP1, load, float("nan"), {"w8a8": network.drop})
 

@@ -65,6 +65,7 @@ def compile(
     max_drop: float | None = None,
     max_bytes: int | None = None,
     max_latency: float | None = None,
+    labels: str | None = None,
     os: str | None = None,
     name: str = "model",
     cache: bool = True,
@@ -78,7 +79,8 @@ def compile(
     weights (2 to 8) and of what they multiply (4 to 8), instead of those of `options`; a `Plan` says it layer by layer; "auto" chooses for each
     layer, with the fewest bytes of weights of which `max_drop` points of accuracy are expected to be lost at most (of samples that are held out
     from calibration), or with the least loss in `max_bytes` of weights, or in `max_latency` milliseconds of one thread;
-    limits may be combined. `os` chooses the object
+    limits may be combined. `labels` names an array of each calibration batch, besides the inputs, with the right classes of its samples, where
+    they are known: "auto" looks at them. `os` chooses the object
     format (None: that of the target), `name` prefixes the C symbols, machine code is kept in the user's `cache` folder,
     and `progress` hears how many calibration samples have been seen.
 
@@ -95,6 +97,7 @@ def compile(
         precision=precision,
         goal=goal,
         latencies=None if max_latency is None else row,
+        labels=labels,
         progress=progress,
     )
     return build(quantized, target, os=os, name=name, cache=cache)
@@ -109,6 +112,7 @@ def quantize_model(
     precision: str | Plan | None = None,
     goal: Goal | None = None,
     latencies: Latencies | Target | None = None,
+    labels: str | None = None,
     saved: Path | None = None,
     progress: Callable[[int], None] | None = None,
     phases: Progress | None = None,
@@ -120,9 +124,11 @@ def quantize_model(
     """
     if goal is not None and precision != AUTO:
         raise UsageError(f"limits of drop, size or latency belong to precision 'auto', found {precision or 'none'}; name it, or leave them out")
+    if labels is not None and precision != AUTO:
+        raise UsageError(f"labels of calibration samples are for precision 'auto', found {precision or 'none'}; leave them out")
     forms = import_forms(model, shapes)
     if precision == AUTO:
-        return _chosen(model, forms, calibration, options, goal, latencies, saved, phases)
+        return _chosen(model, forms, calibration, options, goal, latencies, labels, saved, phases)
     options = _with_precision(options, precision)
     kept = _Kept(calibration if calibration is not None else synthetic_batches(forms[0], SYNTHETIC_SAMPLES))
     source = None if isinstance(model, onnx.ModelProto) else str(Path(model).resolve())
@@ -144,6 +150,7 @@ def _chosen(
     options: Options,
     goal: Goal | None,
     latencies: Latencies | Target | None,
+    labels: str | None,
     saved: Path | None,
     phases: Progress | None,
 ) -> QuantizedModel:
@@ -158,7 +165,7 @@ def _chosen(
         return layer_latencies(made, latencies, next(_first_samples(forms[0], kept.first)))
 
     table = measured if isinstance(latencies, Target) else latencies
-    graphs, choice = quantize_auto(forms[0], kept, options, goal, table, phases, saved)
+    graphs, choice = quantize_auto(forms[0], kept, options, goal, table, phases, saved, labels)
     source = None if isinstance(model, onnx.ModelProto) else str(Path(model).resolve())
     return QuantizedModel(graphs, tuple(_first_samples(forms[0], kept.first)), False, source, choice=choice)
 

@@ -17,10 +17,11 @@ from benchmarks.instructions import countable
 from benchmarks.measure import all_equal, options_for
 from benchmarks.models import LIGHT, drawn, with_random_weights
 from benchmarks.peers import samples
-from benchmarks.precision import Result, difference, greedy, shuffled, spent, uniform
+from benchmarks.precision import Result, difference, greedy, judged, seen, shuffled, spent, uniform
 from benchmarks.transformers import Row as Measured
 from benchmarks.transformers import line
-from benchmarks.zoo import PERPLEXITY, TOP1, perplexity_of, similarity_of, top1_of
+from benchmarks.views import MOVED, View
+from benchmarks.zoo import PERPLEXITY, TOP1, Data, perplexity_of, similarity_of, top1_of
 from qcompiler.errors import UsageError
 
 ABOUT = dict.fromkeys((OURS, "ORT float", "ORT int8"), "")
@@ -149,3 +150,27 @@ def test_a_rival_that_is_worse_has_a_positive_difference():
     better, worse = ([Result(m, 0.0, 0.0, 0.5) for m in metrics] for metrics in ((80.0, 82.0), (79.0, 80.0)))
     assert difference(TOP1, better, worse) == "+1.50 +- 0.50"
     assert difference(PERPLEXITY, [Result(4.0, 0, 0, 0)], [Result(4.2, 0, 0, 0)]) == "+5.00"
+
+
+def test_pictures_are_moved_and_mirrored():
+    picture = {"x": np.arange(3 * 4 * 5, dtype=np.float32).reshape(1, 3, 4, 5)}
+    assert View()(picture)["x"] is picture["x"]
+    x, moved = picture["x"], View(down=1, right=-2)(picture)["x"]
+    assert np.array_equal(moved[:, :, 1:, :3], x[:, :, :3, 2:])
+    assert np.array_equal(moved[:, :, 0], moved[:, :, 1])
+    assert np.array_equal(moved[..., 3], moved[..., 2])
+    assert np.array_equal(View(1, -2, mirrored=True)(picture)["x"], moved[..., ::-1])
+    assert MOVED[0] == View()
+    assert len(set(MOVED)) == 18
+
+
+def test_only_pictures_are_moved():
+    with pytest.raises(UsageError, match=r"expected \[1, 3, height, width\], found \[1, 7\] \('x'\)"):
+        View(2)({"x": np.zeros((1, 7), np.float32)})
+
+
+def test_the_metric_is_the_mean_over_views():
+    pictures = [{"x": np.full((1, 3, 2, 2), n, np.float32)} for n in range(2)]
+    data = Data([], pictures, lambda answers: float(np.mean(answers)))
+    assert [int(s["x"].max()) for s in seen(data, MOVED[:3])] == [0, 1, 0, 1, 0, 1]
+    assert judged(data, [np.float32(a) for a in (1, 2, 3, 4)]) == 2.5

@@ -24,6 +24,7 @@ from qcompiler.passes.storage_points import storage_points
 from qcompiler.passes.weight_grid import NARROW
 
 from .costs import Latencies, weight_bytes
+from .labels import Right, calibrated, rights_of
 from .loss import Drop, Judge, drop_of, judge_of
 from .plan import Plan, Precision
 from .search import BYTES, MILLISECONDS, Choice, Goal, Point, Search, problem_of
@@ -69,21 +70,30 @@ class Chosen:
 
 
 class HeldOut:
-    """Batches without the samples that are held out, which are kept in `samples`."""
+    """Batches without the samples that are held out, which are kept in `samples`; `labels` is the array of right answers."""
 
-    def __init__(self, graph: Graph, batches: Iterable[Feeds]) -> None:
-        self._graph, self._batches = graph, batches
+    def __init__(self, graph: Graph, batches: Iterable[Feeds], labels: str | None = None) -> None:
+        self._graph, self._batches, self._labels = graph, batches, labels
         self.samples: list[dict[str, NDArray[np.generic]]] = []
         self.looked_at: list[dict[str, NDArray[np.generic]]] = []
         """The first of the others."""
+        self.rights: list[Right | None] = []
+        """Their right answers."""
 
     def __iter__(self) -> Iterator[dict[str, NDArray[np.generic]]]:
-        for n, sample in enumerate(s for batch in self._batches for s in samples(self._graph, batch)):
+        for n, (sample, right) in enumerate(self._answered()):
             if n % EVERY == EVERY - 1 and len(self.samples) < HELD_OUT:
                 self.samples.append(sample)
-            else:
-                self.looked_at += [sample] if len(self.looked_at) < MOST else []
-                yield sample
+                continue
+            if len(self.looked_at) < MOST:
+                self.looked_at.append(sample)
+                self.rights.append(right)
+            yield sample
+
+    def _answered(self) -> Iterator[tuple[dict[str, NDArray[np.generic]], Right | None]]:
+        for batch in self._batches:
+            found = list(samples(self._graph, {name: a for name, a in batch.items() if name != self._labels}))
+            yield from zip(found, rights_of(batch, self._labels, len(found)), strict=True)
 
 
 def quantize_auto(
@@ -94,8 +104,11 @@ def quantize_auto(
     latencies: Latencies | Meter | None = None,
     progress: Progress | None = None,
     saved: Path | None = None,
+    labels: str | None = None,
 ) -> tuple[pipeline.Quantized, Chosen]:
     """The network quantized by the best plan for `goal`. UsageError where there is none, or too few samples to tell.
+
+    `labels` is the array of each batch that holds the right classes of its samples, where it has one.
 
     A limit of latency needs `latencies`, a table or what makes one. Sensitivities are kept in the folder `saved`, where a run that was interrupted
     is taken up.
@@ -103,7 +116,7 @@ def quantize_auto(
     if goal.max_latency is not None and latencies is None:
         raise UsageError("a greatest latency needs a target whose latencies are measured, or a latency table")
     tell = progress or (lambda what, done, total: None)
-    auto, looked_at, declined = prepare(graph, batches, options, goal, latencies, tell, saved)
+    auto, looked_at, declined = prepare(graph, batches, options, goal, latencies, tell, saved, labels)
     chosen = auto.run(looked_at)
     plan = replace(auto.options, plan=chosen.plan)
     return pipeline.distilled(auto.graph, auto.seen, plan, declined, woven(looked_at, auto.held_out), progress, TUNING), chosen
@@ -117,11 +130,12 @@ def prepare(
     latencies: Latencies | Meter | None,
     tell: Progress,
     saved: Path | None,
+    labels: str | None = None,
 ) -> tuple[Auto, Sequence[Feeds], Declined]:
     """Everything up to calibration and rounding; what to choose by, samples to measure sensitivities on, and what was declined so far."""
     declined = Declined()
     simple = pipeline.legal(graph, declined)
-    held = HeldOut(simple, batches)
+    held = HeldOut(simple, batches, labels)
     options = replace(options, weight_bits=8, activation_bits=8, plan=Plan(), few_bits=True)
     preview, rest = pipeline.split_off(held, pipeline.LOOKED_AT)
     shown_on = preview[: pipeline.PREVIEW_SAMPLES]
@@ -130,7 +144,8 @@ def prepare(
     seen = pipeline.observed(even, preview, rest, options, lambda n: tell("calibrating", n, 0))
     if len(held.samples) < 2:
         raise UsageError(f"automatic precision needs calibration samples to hold out: expected at least {2 * EVERY}, found too few")
-    return Auto(even, seen, options, held.looked_at, held.samples, goal, latencies, tell, saved), held.looked_at, declined
+    rights = [right for right in held.rights if right is not None]
+    return Auto(even, seen, options, held.looked_at, held.samples, goal, latencies, tell, saved, rights), held.looked_at, declined
 
 
 class Auto:
@@ -147,6 +162,7 @@ class Auto:
         latencies: Latencies | Meter | None,
         tell: Progress,
         saved: Path | None = None,
+        rights: Sequence[Right] = (),
     ) -> None:
         self.graph, self.seen, self.options, self.held_out = graph, seen, options, held_out
         self.goal, self.tell, self.saved = goal, tell, saved
@@ -155,7 +171,8 @@ class Auto:
         self.checked = held_out if min(self.widths) < NARROW else woven(looked_at, held_out)
         self.network = Simulation(graph)
         self.answers = list(self.network.answers(self.checked))
-        self.judge: Judge = judge_of(graph, self.answers)
+        self.rights, judge = rights, judge_of(graph, self.answers)
+        self.judge: Judge = calibrated(judge, list(self.network.answers(looked_at[: len(rights)])), rights) if rights else judge
         made = self._rounded()
         self.forms, self.integer = {bits: weights_of(q.qdq_graph) for bits, q in made.items()}, Simulation(made[8].qdq_graph)
         self.latencies = latencies if isinstance(latencies, Latencies) or latencies is None else latencies(made)
@@ -175,7 +192,9 @@ class Auto:
         looked_at = self.few(looked_at)
         costs, narrow = self._costs(), self.narrow
         total = len(looked_at) * len(changes_of(narrow))
-        found = measure_sensitivities(self.network, narrow, looked_at, self.judge, lambda n: self.tell("sensitivities", n, total), self.saved)
+        found = measure_sensitivities(
+            self.network, narrow, looked_at, self.judge, lambda n: self.tell("sensitivities", n, total), self.saved, self.rights[: len(looked_at)]
+        )
         search = Search(problem_of(found, self.layers, self.widths, costs), self.goal, self._drop)
         point = search.run()
         reference = search.point((0,) * len(self.layers))

@@ -7,7 +7,8 @@ Classes, where the answer is a row of logits z or probabilities, p = softmax z:
     drop   100 (p_a - p_b)      a = argmax p, b = argmax q            points: the expected loss of accuracy, if labels follow p
 
 Which of few samples change their answer is luck, so the drop is not that of the changes seen: see `exchanged_drop`. Networks tend to be surer
-than they are right (Guo et al. 2017, "On Calibration of Modern Neural Networks"); then the drop is overestimated.
+than they are right (Guo et al. 2017, "On Calibration of Modern Neural Networks"); then the drop is overestimated. Where labels are known, `labels.py`
+finds the temperature t of p = softmax z / t.
 
 The second line is the Gauss-Newton approximation (Schraudolph 2002, "Fast Curvature Matrix-Vector Products"): a square, so it is the
 squared length of the *directions* sqrt(p_i / 2) (dz_i - E_p dz), and what two changes do together beyond their sum is twice the
@@ -65,6 +66,7 @@ class Classes:
     """Logits along the last axis; `probabilities` where the network ends in a softmax."""
 
     probabilities: bool = False
+    temperature: float = 1.0
 
     def loss(self, y: Array, other: Array) -> float:
         a, b = self._log(y), self._log(other)
@@ -80,6 +82,17 @@ class Classes:
         centred = dz - (p * dz).sum(-1, keepdims=True)
         return (np.sqrt(p / (2 * len(p))) * centred).ravel()
 
+    def chances(self, y: Array, right: NDArray[np.integer]) -> Floats:
+        """Logarithms of the probabilities of the `right` classes, one for each row; of rows where it is known (0 and more)."""
+        known = np.flatnonzero(right >= 0)
+        return self._log(y)[known, right[known]]
+
+    def excess(self, y: Array, other: Array, right: NDArray[np.integer]) -> float:
+        """By how much more than the loss cross entropy grows if classes are these: 0 on average if they follow the probabilities of `y`."""
+        a, b = self._log(y)[right >= 0], self._log(other)[right >= 0]
+        own = self.chances(y, right) - self.chances(other, right)
+        return float((own - (np.exp(a) * (a - b)).sum(-1)).mean()) if len(a) else 0.0
+
     def _stride(self, answers: Sequence[Array]) -> int:
         """Of so many rows of each sample one is looked at."""
         return max(1, -(-len(answers) * (answers[0].size // answers[0].shape[-1]) // ROWS))
@@ -87,7 +100,7 @@ class Classes:
     def _log(self, y: Array) -> Floats:
         """Logarithms of probabilities [rows, classes]."""
         z = y.reshape(-1, y.shape[-1]).astype(np.float64)
-        z = np.log(np.maximum(z, 1e-12)) if self.probabilities else z
+        z = (np.log(np.maximum(z, 1e-12)) if self.probabilities else z) / self.temperature
         z = z - z.max(-1, keepdims=True)
         return np.asarray(z - np.log(np.exp(z).sum(-1, keepdims=True)))
 

@@ -5,6 +5,8 @@
     G_ij       E <h_i, h_j>                                             h_i the directions of the change
     joint      sum_i loss_i + sum_{i != j} G_ij                         of several changes
 
+Where the right answers of samples are known, loss_i has the excess of the change, too (`labels.py`).
+
 G needs no run but the single ones: interactions of second order (as in "Augmenting Hessians with Inter-Layer Dependencies for
 Mixed-Precision Post-Training Quantization", 2023, which measures pairs) are products of directions in the answers, for all pairs of layers.
 """
@@ -22,11 +24,14 @@ from scipy.stats import kendalltau
 
 from qcompiler.ir.graph import Graph
 
+from .labels import Right, shrunk
 from .loss import Judge
 from .resume import Kept, Sums, digest
 from .simulate import Array, Feeds, Simulation, Weights, weights_of
 
 Floats = NDArray[np.float64]
+SURE = 0.5
+"""The part of the divergence that is counted whatever labels say: that a change helps a network is no reason to make it."""
 Change = tuple[str, int]
 """A layer, and the bits of its weights."""
 Forms = Mapping[int, Mapping[str, Weights]]
@@ -62,22 +67,31 @@ def measure_sensitivities(
     judge: Judge,
     progress: Callable[[int], None] | None = None,
     folder: Path | None = None,
+    rights: Sequence[Right | None] = (),
 ) -> Sensitivities:
-    """Of every layer in every width of `forms`; `progress` hears how many runs of the network are done.
+    """Of every layer in every width of `forms`; `progress` hears how many runs of the network are done, `rights` are labels of all samples or none.
 
     Sums over samples are kept in `folder` as they grow, under the digest of all that they depend on; there a run that was interrupted goes on.
     """
     changes = changes_of(forms)
     n = len(changes)
-    kept = None if folder is None else Kept(folder, digest(network.graph, forms, samples, judge))
-    sums = (None if kept is None else kept.read()) or Sums(0, np.zeros(n), np.zeros(n), np.zeros((n, n)), 0.0)
+    kept = None if folder is None else Kept(folder, digest(network.graph, forms, samples, judge, rights))
+    sums = (None if kept is None else kept.read()) or Sums.none(n)
     for number in range(sums.samples, len(samples)):
         y = next(network.answers([samples[number]]))
         others = [_changed(network, samples[number], forms, c, progress, number * n + i) for i, c in enumerate(changes)]
-        sums = sums.plus(y, others, judge)
+        sums = sums.plus(y, others, judge, rights[number] if rights else None)
         if kept is not None:
             kept.write(sums)
-    return Sensitivities(tuple(changes), sums.loss / len(samples), sums.noise / (sums.power or 1.0), sums.pairs / len(samples))
+    return Sensitivities(tuple(changes), _losses(sums), sums.noise / (sums.power or 1.0), sums.pairs / len(samples))
+
+
+def _losses(sums: Sums) -> Floats:
+    """Mean losses, with the excess where labels are known."""
+    n = sums.samples
+    excess = sums.excess / n
+    spread = np.maximum(sums.excess_squared / n - excess**2, 0) / max(n - 1, 1)
+    return np.asarray(np.maximum(sums.loss / n + shrunk(excess, np.sqrt(spread)), SURE * sums.loss / n))
 
 
 def _changed(network: Simulation, sample: Feeds, forms: Forms, change: Change, progress: Callable[[int], None] | None, done: int) -> Array:

@@ -210,7 +210,7 @@ def quantized_model(
     """The network after calibration and quantization, with a progress bar."""
     from qcompiler.api import SYNTHETIC_SAMPLES, quantize_model
 
-    network, open_shapes, data = sources(model, shapes, calib, limit, how, ends)
+    network, open_shapes, data = sources(model, shapes, calib, limit, how, ends, wanted.labels)
     total = SYNTHETIC_SAMPLES if data is None else data.count
     with phases("calibrating", total, quiet) as tell:
         return quantize_model(
@@ -221,6 +221,7 @@ def quantized_model(
             precision=wanted.precision,
             goal=wanted.goal,
             latencies=wanted.latencies,
+            labels=wanted.labels,
             saved=cache_folder(),
             progress=lambda done: tell("calibrating", done, total or 0),
             phases=tell,
@@ -236,21 +237,26 @@ def warn_of_rounding(model: QuantizedModel) -> None:
         warn(f"{NOT_DISTILLED}, which loses less: {MISSING}")
 
 
-def sources(model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing, ends: Ends) -> tuple[Any, Any, Dataset | None]:
-    """The network between its ends, the shapes that are left open, and calibration data as it takes them."""
+def sources(
+    model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing, ends: Ends, labels: str | None = None
+) -> tuple[Any, Any, Dataset | None]:
+    """The network between its ends, the shapes that are left open, and calibration data as it takes them, with `labels` beside its inputs."""
     network, open_shapes = ends.applied(model, how, shapes)
-    found = calibration(model, shapes, calib, limit, ends.reading(how))
-    return network, open_shapes, None if found is None else ends.data(model, how, found)
+    found = calibration(model, shapes, calib, limit, ends.reading(how), labels)
+    if found is None:
+        return network, open_shapes, None
+    data = ends.data(model, how, found)
+    return network, open_shapes, data if labels is None else data.labelled(labels)
 
 
-def calibration(model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing) -> Dataset | None:
+def calibration(model: str, shapes: Shapes, calib: str | None, limit: int | None, how: Preprocessing, labels: str | None = None) -> Dataset | None:
     """The calibration data that the user named, if any."""
     from .data import first
 
     if calib is None:
         return None
     inputs = model_inputs(model, shapes)
-    data = read_data(calib, inputs, how)
+    data = read_data(calib, inputs, how, labels)
     return data if limit is None else first(data, inputs, limit)
 
 

@@ -71,6 +71,14 @@ class Dataset:
         if batch is None:
             raise UsageError(f"{self.source} holds no samples: give at least one, better a few hundred")
 
+    def labelled(self, name: str) -> Dataset:
+        """The same with the right answers beside the inputs, under `name`."""
+
+        def read() -> Iterator[Batch]:
+            return (Batch(b.feeds if b.labels is None else {**b.feeds, name: b.labels}, b.labels) for b in self.read())
+
+        return Dataset(self.source, read, self.count)
+
     def __iter__(self) -> Iterator[dict[str, Array]]:
         return (b.feeds for b in self.batches())
 

@@ -27,6 +27,10 @@ DROP_HELP = "--precision auto: points of accuracy that may be lost, as expected 
 SIZE_HELP = "--precision auto: bytes of weights that layers may take, such as 1.5MB"
 LATENCY_HELP = "--precision auto: time of one call on one thread, such as 2ms; measured where the target runs here, else estimated"
 TABLE_HELP = "--precision auto: a latency table, read where the file exists, else written to it"
+LABELS_HELP = (
+    "--precision auto: name of the array of calibration data with the right classes, where they are known: what fewer bits cost is then judged "
+    "by them; for a folder of images any word: its subfolders are the classes"
+)
 PARETO_HELP = "--precision auto: draw what there is to choose from as a page"
 
 
@@ -39,6 +43,7 @@ class Budget:
     max_latency: float | None = None
     """Milliseconds."""
     latency_table: str | None = None
+    labels: str | None = None
     pareto: str | None = None
 
     @property
@@ -54,6 +59,8 @@ class Wanted:
     precision: str | Plan = "w8a8"
     goal: Goal | None = None
     latencies: Latencies | Target | None = None
+    labels: str | None = None
+    """The array of calibration data with the right answers."""
 
 
 W8A8 = Wanted()
@@ -74,6 +81,7 @@ _BUDGET = (
     click.option("--max-size", callback=byte_count, metavar="SIZE", help=SIZE_HELP),
     click.option("--max-latency", callback=milliseconds, metavar="TIME", help=LATENCY_HELP),
     click.option("--latency-table", metavar="FILE.json", help=TABLE_HELP),
+    click.option("--labels", metavar="NAME", help=LABELS_HELP),
     click.option("--pareto", metavar="FILE.html", help=PARETO_HELP),
 )
 
@@ -82,7 +90,7 @@ def budget_options(command: F) -> F:
     """The flags of `Budget`, handed to the command as one argument `budget`."""
 
     def gathered(*args: Any, **given: Any) -> Any:
-        taken = {name: given.pop(name) for name in ("max_drop", "max_size", "max_latency", "latency_table", "pareto")}
+        taken = {name: given.pop(name) for name in ("max_drop", "max_size", "max_latency", "latency_table", "labels", "pareto")}
         return command(*args, budget=Budget(**taken), **given)
 
     gathered.__doc__ = command.__doc__
@@ -98,10 +106,10 @@ def wanted_precision(text: str, budget: Budget, target: str) -> Wanted:
     if text == AUTO and not budget.limited:
         raise UsageError("--precision auto needs --max-drop POINTS, --max-size SIZE or --max-latency TIME to choose by")
     if text != AUTO and budget != Budget():
-        options = "--max-drop, --max-size, --max-latency, --latency-table and --pareto"
+        options = "--max-drop, --max-size, --max-latency, --latency-table, --labels and --pareto"
         raise UsageError(f"{options} belong to --precision auto, found --precision {text}")
     if text == AUTO:
-        return Wanted(text, Goal(budget.max_drop, budget.max_size, budget.max_latency), latencies_of(budget, target))
+        return Wanted(text, Goal(budget.max_drop, budget.max_size, budget.max_latency), latencies_of(budget, target), budget.labels)
     if text.endswith(".toml"):
         return Wanted(read_plan(text))
     Precision.parse(text)

@@ -52,11 +52,21 @@ def test_plans_are_followed_and_unknown_layers_refused(run: Run, network: Path, 
     assert "names 'nowhere', but the network has no such layer" in failed(run(network, "--calib", calib, "--precision", plan), 2)
 
 
+def test_labels_of_calibration_data_are_looked_at(run: Run, network: Path, calib: Path, tmp_path: Path) -> None:
+    data = dict(np.load(calib))
+    answers = np.concatenate([qcompiler.compile(network, calibration=[data]).run({"input": data["input"]})["logits"]])
+    np.savez(tmp_path / "data.npz", **data, right=answers.argmax(1))
+    arguments = ("--calib", tmp_path / "data.npz", "--precision", "auto", "--max-drop", 1, "-o", tmp_path / "a")
+    assert report(run, network, *arguments, "--labels", "right")["choice"] != report(run, network, *arguments)["choice"]
+    assert "has no labels 'wrong'" in failed(run(network, *arguments, "--labels", "wrong"), 2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--precision", "auto"), "--precision auto needs --max-drop POINTS, --max-size SIZE or --max-latency TIME"),
         (("--max-drop", "1"), "belong to --precision auto, found --precision w8a8"),
+        (("--labels", "y"), "belong to --precision auto, found --precision w8a8"),
         (("--pareto", "a.html"), "belong to --precision auto, found --precision w8a8"),
         (("--precision", "auto", "--max-latency", "2"), "expected a time such as 2ms"),
         (("--precision", "auto", "--max-latency", "1us", "-t", "arm64-i8mm"), "keeps to 0.001 milliseconds"),
