@@ -1,9 +1,9 @@
 """The same labelled picture seen in other ways: mirrored, and moved by two pixels up, down, left or right.
 
-Which of the answers near a boundary change is luck, and a thousand labels are few: networks of which one is truly half a point better are told
-apart by 70 answers of either that change, so that the difference has a standard error of a point. Pictures that are mirrored and moved have the
-same labels, and other answers near the boundary: they are what image classifiers are trained on (He et al. 2016, "Deep Residual Learning",
-section 4.2: mirrored, and moved by up to four pixels of 32).
+Which of the answers near a boundary change is luck, and a thousand labels are few: where 70 answers of either of two networks change, the difference
+of their accuracies has a standard error of most of a point. Pictures that are mirrored and moved have the same labels, and other answers near the
+boundary: image classifiers are trained on such pictures (He et al. 2016, "Deep Residual Learning", section 4.2: mirrored, and moved by up to four
+pixels of 32).
 """
 
 from __future__ import annotations
