@@ -81,15 +81,13 @@ class Kept:
             draft.unlink(missing_ok=True)
 
 
-def digest(
-    graph: Graph, forms: Mapping[int, Mapping[str, Weights]], samples: Sequence[Feeds], judge: Judge, rights: Sequence[Right | None] = ()
-) -> str:
+def digest(graph: Graph, forms: Mapping[int, Mapping[str, Weights]], samples: Sequence[Feeds], judge: Judge, rights: Sequence[Right] = ()) -> str:
     """Of all that sensitivities depend on."""
     found = hashlib.sha256(graph_to_bytes(graph))
     for part in _parts(forms, samples, judge):
         found.update(part)
     for right in rights:
-        found.update(b"unknown" if right is None else right.tobytes())
+        found.update(right.tobytes())
     return found.hexdigest()[:32]
 
 

@@ -67,7 +67,7 @@ def measure_sensitivities(
     judge: Judge,
     progress: Callable[[int], None] | None = None,
     folder: Path | None = None,
-    rights: Sequence[Right | None] = (),
+    rights: Sequence[Right] = (),
 ) -> Sensitivities:
     """Of every layer in every width of `forms`; `progress` hears how many runs of the network are done, `rights` are labels of all samples or none.
 

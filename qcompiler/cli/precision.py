@@ -12,7 +12,7 @@ import click
 
 from qcompiler.errors import UsageError
 
-from .options import byte_count, stacked
+from .options import LABELS, byte_count, stacked
 
 if TYPE_CHECKING:
     from qcompiler.api import QuantizedModel
@@ -27,10 +27,7 @@ DROP_HELP = "--precision auto: points of accuracy that may be lost, as expected 
 SIZE_HELP = "--precision auto: bytes of weights that layers may take, such as 1.5MB"
 LATENCY_HELP = "--precision auto: time of one call on one thread, such as 2ms; measured where the target runs here, else estimated"
 TABLE_HELP = "--precision auto: a latency table, read where the file exists, else written to it"
-LABELS_HELP = (
-    "--precision auto: name of the array of calibration data with the right classes, where they are known: what fewer bits cost is then judged "
-    "by them; for a folder of images any word: its subfolders are the classes"
-)
+LABELS_HELP = f"--precision auto: right answers of calibration data, where they are known, judge what fewer bits cost; {LABELS}"
 PARETO_HELP = "--precision auto: draw what there is to choose from as a page"
 
 
