@@ -204,13 +204,14 @@ class _Distillation:
 
     def _loss(self, wanted: Sequence[Tensor], found: Sequence[Tensor]) -> Tensor:
         """Of answers, by the judge, and of what lies at the stages."""
-        noise = [((a - b) ** 2).mean() / a.var().clamp(min=LEAST_VARIANCE) for a, b in zip(wanted[1:], found[1:], strict=True)]
+        error = self._torch.nn.functional.mse_loss
+        noise = [error(b, a) / a.var().clamp(min=LEAST_VARIANCE) for a, b in zip(wanted[1:], found[1:], strict=True)]
         loss = self._loss_of_answers(wanted[0], found[0])
         return loss + FEATURES * sum(noise) / len(noise) if noise else loss
 
     def _loss_of_answers(self, y: Tensor, other: Tensor) -> Tensor:
         if isinstance(self._judge, Values):
-            return ((y - other) ** 2).mean() / (2 * self._judge.variance)
+            return self._torch.nn.functional.mse_loss(other, y) / (2 * self._judge.variance)
         a, b = (self._log(z) for z in (y, other))
         return (a.exp() * (a - b)).sum(-1).mean()
 

@@ -137,7 +137,7 @@ class TorchNetwork:
                 padded = functional.pad(_to_first(x), _padding(op.pads), value=LOWEST)
                 return _to_last(functional.max_pool2d(padded, op.kernel, op.strides, 0, op.dilations))
             case Clip(low, high):
-                return functional.relu(x) if (low, high) == (0, inf) else x.clamp(max(low, LOWEST), min(high, -LOWEST))
+                return functional.relu(x) if (low, high) == (0, inf) else functional.hardtanh(x, max(low, LOWEST), min(high, -LOWEST))
             case Reshape(shape) if count > 1:
                 return x.reshape(count, *shape[1:])
             case Slice() if count > 1:
@@ -155,14 +155,14 @@ class TorchNetwork:
         return _to_last(self._torch.nn.functional.conv2d(x, _to_first(w), b, op.strides, pads, op.dilations, op.groups))
 
     def _stored(self, x: Tensor, q: Quantization, v: Value) -> Tensor:
-        if q.levels is None and q.axis is None:
-            return self._torch.fake_quantize_per_tensor_affine(x, float(np.float32(q.scale[0])), q.zero_point[0], q.qmin, q.qmax)
+        """Rounded behind the back of the derivative, which is that of what is within."""
         low, high = ((end - q.zero_point[0]) * q.scale[0] for end in (q.qmin, q.qmax))
-        within = x.clamp(low, high)
+        within = self._torch.nn.functional.hardtanh(x, low, high)
         with self._torch.no_grad():
+            if q.levels is None and q.axis is None:
+                return within.mul_(1 / q.scale[0]).round_().mul_(q.scale[0])
             integers = compute(v, [x], self._xp)
-            stored = (integers.to(self._torch.int64) - q.zero_point[0]).to(x.dtype) * q.scale[0]
-        return within + (stored - within).detach()
+            return within.copy_((integers.to(self._torch.int64) - q.zero_point[0]).to(x.dtype) * q.scale[0])
 
 
 def _to_first(x: Tensor) -> Tensor:
