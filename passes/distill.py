@@ -28,6 +28,7 @@ from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.ops import Conv, Dequantize, Quantize
 from qcompiler.ir.sequence import Attention
 
+from .kept_memory import kept_memory
 from .latent_weights import Latent, Layer, integers_behind, straight_through
 from .mixtures import Mixtures
 from .precision.loss import Classes, Judge, Values, judge_of
@@ -107,7 +108,8 @@ def distill(
     pairs = _compared(*graphs)
     try:
         teacher, student = (TorchNetwork(g, torch, xp, samples[0], [p[i] for p in pairs]) for i, g in enumerate(graphs))
-        return _Distillation(torch, teacher, student, layers, samples, progress or _silent).run(_steps(graph, products))
+        with kept_memory():
+            return _Distillation(torch, teacher, student, layers, samples, progress or _silent).run(_steps(graph, products))
     except (NotImplementedError, TypeError) as problem:
         return f"torch cannot run the network: {problem}"
 

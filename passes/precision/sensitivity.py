@@ -79,7 +79,11 @@ def measure_sensitivities(
     sums = (None if kept is None else kept.read()) or Sums.none(n)
     for number in range(sums.samples, len(samples)):
         y = next(network.answers([samples[number]]))
-        others = [_changed(network, samples[number], forms, c, progress, number * n + i) for i, c in enumerate(changes)]
+        others = list[Array]()
+        for answer in network.variants(samples[number], ({layer: forms[bits][layer]} for layer, bits in changes)):
+            others.append(answer)
+            if progress is not None:
+                progress(number * n + len(others))
         sums = sums.plus(y, others, judge, rights[number] if rights else None)
         if kept is not None:
             kept.write(sums)
@@ -92,14 +96,6 @@ def _losses(sums: Sums) -> Floats:
     excess = sums.excess / n
     spread = np.maximum(sums.excess_squared / n - excess**2, 0) / max(n - 1, 1)
     return np.asarray(np.maximum(sums.loss / n + shrunk(excess, np.sqrt(spread)), SURE * sums.loss / n))
-
-
-def _changed(network: Simulation, sample: Feeds, forms: Forms, change: Change, progress: Callable[[int], None] | None, done: int) -> Array:
-    layer, bits = change
-    answer = next(network.answers([sample], {layer: forms[bits][layer]}))
-    if progress is not None:
-        progress(done + 1)
-    return answer
 
 
 def rank_correlations(found: Sensitivities, truth: Floats, others: Mapping[str, Floats] = MappingProxyType({})) -> dict[str, float]:

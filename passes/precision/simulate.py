@@ -2,12 +2,15 @@
 
     z(W_1 ... W_L)          W_l any of the forms that layer l may take
 
-Building a session for each change would take longer than running it.
+Building a session for each change would take longer than running it. Runs share nothing, so that each takes one core: all cores for one run after the
+other would wait for each other in every layer.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from os import cpu_count
 
@@ -64,20 +67,36 @@ class Simulation:
 
     def answers(self, samples: Iterable[Feeds], changed: Mapping[str, Weights] | None = None) -> Iterator[Array]:
         """The first output for each sample, with the weights of `changed` layers."""
-        given = {key: a for name, pair in (changed or {}).items() for key, a in self._given(name, pair)}
-        return (np.asarray(self._session.run(self._outputs[:1], {**s, **given})[0]) for s in samples)
+        given = self._given(changed or {})
+        return self._abreast({**s, **given} for s in samples)
 
-    def _given(self, layer: str, pair: Weights) -> Iterator[tuple[str, Array]]:
-        for (key, perm), a in zip(self._inputs[layer], pair):
-            yield key, np.ascontiguousarray(np.transpose(a, perm))
+    def variants(self, sample: Feeds, changes: Iterable[Mapping[str, Weights]]) -> Iterator[Array]:
+        """The first output for this sample with the weights of each of `changes`."""
+        return self._abreast({**sample, **self._given(changed)} for changed in changes)
+
+    def _given(self, changed: Mapping[str, Weights]) -> dict[str, Array]:
+        names = ((name, a) for layer, pair in changed.items() for name, a in zip(self._inputs[layer], pair))
+        return {key: np.ascontiguousarray(np.transpose(a, perm)) for (key, perm), a in names}
+
+    def _abreast(self, runs: Iterable[Feeds]) -> Iterator[Array]:
+        """In their order: as many at once as there are cores, and as many answers ahead of those who read them."""
+        cores, pending = cpu_count() or 1, deque[Future[Array]]()
+        with ThreadPoolExecutor(cores) as pool:
+            for feeds in runs:
+                pending.append(pool.submit(self._answer, feeds))
+                if len(pending) > cores:
+                    yield pending.popleft().result()
+            yield from (future.result() for future in pending)
+
+    def _answer(self, feeds: Feeds) -> Array:
+        return np.asarray(self._session.run(self._outputs[:1], feeds)[0])
 
 
 def _session(model: ModelProto) -> ort.InferenceSession:
-    """onnxruntime on all cores, which leaves int8 as it is: on some CPUs it would turn it into uint8, and not all of it."""
+    """onnxruntime on one core, which leaves int8 as it is: on some CPUs it would turn it into uint8, and not all of it."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = cpu_count() or 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.intra_op_num_threads = 1
     options.add_session_config_entry("session.qdqisint8allowed", "1")
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

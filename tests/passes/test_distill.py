@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import resource
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,10 +14,13 @@ from float_graphs import Build, graph_of
 from numpy.typing import NDArray
 
 from qcompiler import api
-from qcompiler.ir.ops import Concat
+from qcompiler.ir.interpret import evaluate
+from qcompiler.ir.ops import Concat, Dequantize, Quantize
+from qcompiler.ir.types import DType, Quantization, TensorType
 from qcompiler.passes import distill as method
 from qcompiler.passes import torch_network
 from qcompiler.passes.distill import Distilled, distill
+from qcompiler.passes.kept_memory import kept_memory
 from qcompiler.passes.pipeline import NOT_DISTILLED, Options, Quantized, quantize
 from qcompiler.passes.precision.simulate import weights_of
 from qcompiler.passes.weight_grid import GROUP, Grid, grid_of_integers, grid_of_rows, grouped_grid
@@ -151,3 +156,42 @@ def test_samples_run_together_behind_a_constant_token() -> None:
     feeds = {"x": found[0].tensor(np.concatenate([sample["x"], sample["x"] * 2]))}
     assert network.together
     assert tuple(network(feeds).shape) == (2, 5, 3, 8)
+
+
+def test_torch_stores_values_as_the_interpreter_does_and_derives_within_the_range() -> None:
+    """Up to ties, of which these have none: the steps of the range lie off them."""
+    found = torch_network.import_torch()
+    if found is None:
+        pytest.skip(torch_network.MISSING)
+    torch = found[0]
+    b = Build()
+    x = b.input(1, 4, 4, 8)
+    stored = TensorType((1, 4, 4, 8), DType.i8, Quantization((0.03,), (5,), bits=8))
+    g = graph_of(b.op(Dequantize(), b.op(Quantize(stored), x)))
+    sample = np.random.default_rng(0).normal(scale=3, size=x.shape).astype(np.float32)
+    network = torch_network.TorchNetwork(g, *found, {"x": sample})
+    seen = torch.tensor(sample, requires_grad=True)
+    y = network({"x": seen})
+    y.sum().backward()
+    np.testing.assert_allclose(y.detach().numpy(), evaluate(g, {"x": sample})[g.outputs[0]], rtol=1e-5, atol=1e-6)
+    within = (sample > (-128 - 5) * 0.03) & (sample < (127 - 5) * 0.03)
+    assert 0 < within.sum() < within.size
+    np.testing.assert_array_equal(seen.grad.numpy(), within)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library keeps memory as it likes")
+def test_memory_that_is_kept_is_not_asked_for_again() -> None:
+    """By the pages that the kernel has to give: one for 4096 bytes of 32 MB, seven times."""
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(8):
+            np.ones(1 << 22)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    given_back = faults()
+    with kept_memory():
+        faults()
+        kept = faults()
+    assert kept < given_back / 4
+    assert faults() > given_back / 2

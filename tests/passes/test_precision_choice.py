@@ -190,6 +190,16 @@ def test_simulation_computes_as_the_interpreter() -> None:
     assert not np.allclose(next(simulation.answers([sample], {name: (w * 0.5, bias)})), expected, rtol=1e-2)
 
 
+def test_variants_and_samples_side_by_side_keep_their_order() -> None:
+    """More of them than any machine runs at once."""
+    g = network()
+    samples, simulation, own = list(batches(40)), Simulation(g), weights_of(g)
+    changes = [{name: (w * np.float32(factor), bias)} for name, (w, bias) in own.items() for factor in np.linspace(0.1, 2, 10)]
+    one_by_one = [next(simulation.answers(samples[:1], changed)) for changed in changes]
+    np.testing.assert_array_equal(list(simulation.variants(samples[0], changes)), one_by_one)
+    np.testing.assert_array_equal(list(simulation.answers(samples)), [next(simulation.answers([s])) for s in samples])
+
+
 def test_coarser_weights_cost_more_and_estimates_agree() -> None:
     g = network()
     own = weights_of(g)
