@@ -14,12 +14,13 @@ from contextlib import contextmanager
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 """Parameters of mallopt: the free bytes at the end of the heap that are kept, and how many blocks may be asked of the kernel one by one."""
 KEEPING = {TRIM_THRESHOLD: 2**31 - 1, MMAP_MAX: 0}
-DEFAULTS = {TRIM_THRESHOLD: 1 << 17, MMAP_MAX: 1 << 16}
+FREE = {TRIM_THRESHOLD: 1 << 26, MMAP_MAX: 1 << 16}
+"""As glibc has it, where its own adaptation to large blocks ends."""
 
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Within, nothing that is freed goes back to the kernel; behind it, everything does."""
+    """Within, nothing that is freed goes back to the kernel; behind it, everything does that did."""
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if library is None or not hasattr(library, "mallopt"):
         yield
@@ -28,7 +29,7 @@ def kept_memory() -> Iterator[None]:
         _set(library, KEEPING)
         yield
     finally:
-        _set(library, DEFAULTS)
+        _set(library, FREE)
         library.malloc_trim(0)
 
 

@@ -136,7 +136,7 @@ class TorchNetwork:
             case MaxPool() as op:
                 padded = functional.pad(_to_first(x), _padding(op.pads), value=LOWEST)
                 return _to_last(functional.max_pool2d(padded, op.kernel, op.strides, 0, op.dilations))
-            case Clip(low, high):
+            case Clip(low, high) if x.is_floating_point():
                 return functional.relu(x) if (low, high) == (0, inf) else functional.hardtanh(x, max(low, LOWEST), min(high, -LOWEST))
             case Reshape(shape) if count > 1:
                 return x.reshape(count, *shape[1:])

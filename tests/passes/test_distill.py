@@ -14,8 +14,10 @@ from float_graphs import Build, graph_of
 from numpy.typing import NDArray
 
 from qcompiler import api
+from qcompiler.ir.graph import apply
 from qcompiler.ir.interpret import evaluate
-from qcompiler.ir.ops import Concat, Dequantize, Quantize
+from qcompiler.ir.ops import Cast, Concat, Dequantize, Input, Quantize
+from qcompiler.ir.pointwise import Clip
 from qcompiler.ir.types import DType, Quantization, TensorType
 from qcompiler.passes import distill as method
 from qcompiler.passes import torch_network
@@ -179,9 +181,20 @@ def test_torch_stores_values_as_the_interpreter_does_and_derives_within_the_rang
     np.testing.assert_array_equal(seen.grad.numpy(), within)
 
 
+def test_torch_clips_integers_without_a_bound() -> None:
+    found = torch_network.import_torch()
+    if found is None:
+        pytest.skip(torch_network.MISSING)
+    clipped = apply(Clip(1.0), apply(Input(TensorType((1, 3), DType.i64)), name="x"), name="clipped")
+    g = graph_of(apply(Cast(DType.f32), clipped, name="y"))
+    sample = {"x": np.array([[-5, 3, 9]])}
+    network = torch_network.TorchNetwork(g, *found, sample)
+    assert network({"x": found[0].tensor(sample["x"])}).tolist() == [[1, 3, 9]]
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library keeps memory as it likes")
 def test_memory_that_is_kept_is_not_asked_for_again() -> None:
-    """By the pages that the kernel has to give: one for 4096 bytes of 32 MB, seven times."""
+    """By the pages that the kernel has to give while arrays of 32 MB come and go."""
 
     def faults() -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
