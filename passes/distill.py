@@ -16,7 +16,7 @@ Adam (Kingma & Ba 2015), steps in units of S m, falling to zero along a cosine. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -28,13 +28,13 @@ from qcompiler.ir.graph import Graph, Value
 from qcompiler.ir.ops import Conv, Dequantize, Quantize
 from qcompiler.ir.sequence import Attention
 
-from .kept_memory import kept_memory
+from .abreast import abreast
 from .latent_weights import Latent, Layer, integers_behind, straight_through
 from .mixtures import Mixtures
 from .precision.loss import Classes, Judge, Values, judge_of
 from .quantize_weights import QuantizedWeights
 from .stages import stages
-from .torch_network import MISSING, Feeds, Parameters, Tensor, TorchNetwork, import_torch, is_plain, judged
+from .torch_network import MISSING, Feeds, Parameters, Tensor, TorchNetwork, import_torch, is_plain, judged, one_thread
 
 BIAS_RATE, WEIGHT_RATE = 0.001, 0.01
 """Parts of a step between integers of weights, each update at first."""
@@ -52,6 +52,8 @@ LARGE = 16
 """Samples in a batch where many of them can be afforded."""
 AT_HAND = 1 << 22
 """Numbers of a value beyond which there are no more than BATCH samples: among LARGE each of them took 1.5 times as long (MobileNetV2, Zen 3)."""
+SHARD = 2
+"""Samples that a core runs at once."""
 Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
 
@@ -108,7 +110,7 @@ def distill(
     pairs = _compared(*graphs)
     try:
         teacher, student = (TorchNetwork(g, torch, xp, samples[0], [p[i] for p in pairs]) for i, g in enumerate(graphs))
-        with kept_memory():
+        with one_thread(torch):
             return _Distillation(torch, teacher, student, layers, samples, progress or _silent).run(_steps(graph, products))
     except (NotImplementedError, TypeError) as problem:
         return f"torch cannot run the network: {problem}"
@@ -127,6 +129,7 @@ def _steps(graph: Graph, products: float) -> tuple[int, int]:
     each = sum(v.type.size * int(np.prod(v.inputs[1].shape[1:])) for v in graph.order if isinstance(v.op, Conv))
     affordable, greatest = products / max(each, 1), max(_held(v) for v in graph.order)
     batch = int(min(LARGE, max(BATCH, min(affordable // MOST_STEPS, AT_HAND // greatest))))
+    batch -= batch % SHARD
     return int(min(MOST_STEPS, max(LEAST_STEPS, affordable // batch))), batch
 
 
@@ -154,10 +157,13 @@ class _Distillation:
         self, torch: Any, teacher: TorchNetwork, student: TorchNetwork, layers: Mapping[str, Layer], samples: Sequence[Feeds], tell: Progress
     ) -> None:
         self._torch, self._teacher, self._student, self._tell = torch, teacher, student, tell
-        self._seen, self._held = ([self._tensors([s]) for s in part] for part in parts_of(samples))
+        seen, held = parts_of(samples)
+        self._seen, self._held = [self._tensors([s]) for s in seen], self._shards(self._tensors(held))
         rounding = straight_through(torch)
         self._latent = {name: Latent(torch, rounding, layer) for name, layer in layers.items()}
-        self._answers = list(self._answered(teacher, None))
+        examined = list(abreast(self._examined, self._held))
+        self._answers = [y for answers, _ in examined for y in answers]
+        self._variances = [max(float(np.mean(found)), LEAST_VARIANCE) for found in zip(*(v for _, v in examined))]
         self._judge: Judge = judge_of(teacher.graph, self._answers)
         self._inputs = Mixtures(torch, self._seen)
 
@@ -171,14 +177,31 @@ class _Distillation:
         falling = self._torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for n in range(steps):
             self._tell("tuning weights", n, steps)
-            feeds = self._inputs.draw(batch)
-            with self._torch.no_grad():
-                wanted = self._teacher.values(feeds)
             optimizer.zero_grad()
-            self._loss(wanted, self._student.values(feeds, self._parameters())).backward()
+            self._derive(self._inputs.draw(batch))
             optimizer.step()
             falling.step()
         return Distilled({name: latent.made() for name, latent in self._latent.items()}, before, self._loss_of_held())
+
+    def _derive(self, feeds: Mapping[str, Tensor]) -> None:
+        """Of the mean loss over shards of the samples, by all that is learned; in a fixed order, so that the number of cores changes no bit."""
+        made = self._parameters()
+        leaves = {name: tuple(t.detach().requires_grad_(t.requires_grad) for t in pair) for name, pair in made.items()}
+        moving = [(name, i) for name, pair in leaves.items() for i, t in enumerate(pair) if t.requires_grad]
+
+        def slopes(shard: Mapping[str, Tensor]) -> Sequence[Tensor]:
+            with self._torch.no_grad():
+                wanted = self._teacher.values(shard)
+            loss = self._loss(wanted, self._student.values(shard, leaves))
+            return self._torch.autograd.grad(loss, [leaves[name][i] for name, i in moving])
+
+        shards = self._shards(feeds)
+        sums = [sum(parts) / len(shards) for parts in zip(*abreast(slopes, shards))]
+        self._torch.autograd.backward([made[name][i] for name, i in moving], sums)
+
+    def _shards(self, feeds: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        parts = {name: x.split(SHARD * len(x) // self._teacher.samples_in(feeds)) for name, x in feeds.items()}
+        return [dict(zip(parts, shard)) for shard in zip(*parts.values())]
 
     def _parameters(self) -> Parameters:
         return {name: latent.parameters() for name, latent in self._latent.items()}
@@ -187,27 +210,30 @@ class _Distillation:
         names = [v.name for v in self._teacher.graph.inputs]
         return {name: self._torch.as_tensor(np.concatenate([s[name] for s in samples])) for name in names}
 
-    def _joined(self, samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: self._torch.cat([s[name] for s in samples]) for name in samples[0]}
+    def _examined(self, shard: Mapping[str, Tensor]) -> tuple[list[NDArray[np.floating]], list[float]]:
+        """Answers of the float network, one for each sample, and the variance at each stage."""
+        with self._torch.no_grad():
+            y, *values = self._teacher.values(shard)
+        return self._each(y, shard), [float(a.var(correction=0)) for a in values]
 
-    def _answered(self, network: TorchNetwork, parameters: Parameters | None) -> Iterator[NDArray[np.floating]]:
-        """To the samples held out, one sample at a time."""
-        for start in range(0, len(self._held), BATCH):
-            part = self._held[start : start + BATCH]
-            with self._torch.no_grad():
-                y = network(self._joined(part), parameters).numpy()
-            yield from np.split(y, len(part))
+    def _each(self, y: Tensor, shard: Mapping[str, Tensor]) -> list[NDArray[np.floating]]:
+        return np.split(y.numpy(), self._student.samples_in(shard))
 
     def _loss_of_held(self) -> float:
         with self._torch.no_grad():
             parameters = self._parameters()
-        others = self._answered(self._student, parameters)
-        return float(np.mean([self._judge.loss(a, b) for a, b in zip(self._answers, others, strict=True)]))
+
+        def answers(shard: Mapping[str, Tensor]) -> list[NDArray[np.floating]]:
+            with self._torch.no_grad():
+                return self._each(self._student(shard, parameters), shard)
+
+        found = (y for part in abreast(answers, self._held) for y in part)
+        return float(np.mean([self._judge.loss(a, b) for a, b in zip(self._answers, found, strict=True)]))
 
     def _loss(self, wanted: Sequence[Tensor], found: Sequence[Tensor]) -> Tensor:
         """Of answers, by the judge, and of what lies at the stages."""
         error = self._torch.nn.functional.mse_loss
-        noise = [error(b, a) / a.var().clamp(min=LEAST_VARIANCE) for a, b in zip(wanted[1:], found[1:], strict=True)]
+        noise = [error(b, a) / variance for a, b, variance in zip(wanted[1:], found[1:], self._variances, strict=True)]
         loss = self._loss_of_answers(wanted[0], found[0])
         return loss + FEATURES * sum(noise) / len(noise) if noise else loss
 

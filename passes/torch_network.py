@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import inf
 from typing import Any
 
@@ -46,6 +47,17 @@ def import_torch() -> tuple[Any, Any] | None:
     except ImportError:
         return None
     return torch, xp
+
+
+@contextmanager
+def one_thread(torch: Any) -> Iterator[None]:
+    """Within, every operation of torch is the work of the thread that asks for it: what it rounds does not depend on the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def judged(graph: Graph) -> Graph:

@@ -2,17 +2,13 @@
 
     z(W_1 ... W_L)          W_l any of the forms that layer l may take
 
-Building a session for each change would take longer than running it. Runs share nothing, so that each takes one core: all cores for one run after the
-other would wait for each other in every layer.
+Building a session for each change would take longer than running it. Runs share nothing, so that each takes one core (`abreast`).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from os import cpu_count
 
 import numpy as np
 import onnxruntime as ort
@@ -23,6 +19,7 @@ from qcompiler.frontend.export import export
 from qcompiler.ir.graph import Graph, Value, substitute
 from qcompiler.ir.interpret import evaluate
 from qcompiler.ir.ops import Const, Conv, constant
+from qcompiler.passes.abreast import abreast
 
 Array = NDArray[np.floating]
 Feeds = Mapping[str, NDArray[np.generic]]
@@ -68,25 +65,15 @@ class Simulation:
     def answers(self, samples: Iterable[Feeds], changed: Mapping[str, Weights] | None = None) -> Iterator[Array]:
         """The first output for each sample, with the weights of `changed` layers."""
         given = self._given(changed or {})
-        return self._abreast({**s, **given} for s in samples)
+        return abreast(self._answer, ({**s, **given} for s in samples))
 
     def variants(self, sample: Feeds, changes: Iterable[Mapping[str, Weights]]) -> Iterator[Array]:
         """The first output for this sample with the weights of each of `changes`."""
-        return self._abreast({**sample, **self._given(changed)} for changed in changes)
+        return abreast(self._answer, ({**sample, **self._given(changed)} for changed in changes))
 
     def _given(self, changed: Mapping[str, Weights]) -> dict[str, Array]:
         names = ((name, a) for layer, pair in changed.items() for name, a in zip(self._inputs[layer], pair))
         return {key: np.ascontiguousarray(np.transpose(a, perm)) for (key, perm), a in names}
-
-    def _abreast(self, runs: Iterable[Feeds]) -> Iterator[Array]:
-        """In their order: as many at once as there are cores, and as many answers ahead of those who read them."""
-        cores, pending = cpu_count() or 1, deque[Future[Array]]()
-        with ThreadPoolExecutor(cores) as pool:
-            for feeds in runs:
-                pending.append(pool.submit(self._answer, feeds))
-                if len(pending) > cores:
-                    yield pending.popleft().result()
-            yield from (future.result() for future in pending)
 
     def _answer(self, feeds: Feeds) -> Array:
         return np.asarray(self._session.run(self._outputs[:1], feeds)[0])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import resource
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,7 +20,6 @@ from qcompiler.ir.types import DType, Quantization, TensorType
 from qcompiler.passes import distill as method
 from qcompiler.passes import torch_network
 from qcompiler.passes.distill import Distilled, distill
-from qcompiler.passes.kept_memory import kept_memory
 from qcompiler.passes.pipeline import NOT_DISTILLED, Options, Quantized, quantize
 from qcompiler.passes.precision.simulate import weights_of
 from qcompiler.passes.weight_grid import GROUP, Grid, grid_of_integers, grid_of_rows, grouped_grid
@@ -85,6 +82,31 @@ def test_the_same_every_time_and_on_the_grid() -> None:
         else:
             assert grid_of_rows(rows, np.ones(len(old)), 2, 3).holds(rows)
     assert moved
+
+
+def test_the_number_of_cores_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the cores that shards are spread over, nor the threads that torch would take for each."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("array_api_compat")
+    monkeypatch.setattr(method, "MOST_STEPS", 20)
+
+    def found(cores: int) -> Distilled:
+        monkeypatch.setattr("qcompiler.passes.abreast.cpu_count", lambda: cores)
+        torch.set_num_threads(cores)
+        made = tuned("digits_resnet")
+        assert isinstance(made, Distilled)
+        assert torch.get_num_threads() == cores
+        return made
+
+    before = torch.get_num_threads()
+    try:
+        one, many = found(1), found(3)
+    finally:
+        torch.set_num_threads(before)
+    assert (one.before, one.after) == (many.before, many.after)
+    for name, made in one.weights.items():
+        np.testing.assert_array_equal(made.weights, many.weights[name].weights)
+        np.testing.assert_array_equal(made.bias, many.weights[name].bias)
 
 
 def test_the_pipeline_keeps_what_is_better_and_reports_both_losses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,21 +212,3 @@ def test_torch_clips_integers_without_a_bound() -> None:
     sample = {"x": np.array([[-5, 3, 9]])}
     network = torch_network.TorchNetwork(g, *found, sample)
     assert network({"x": found[0].tensor(sample["x"])}).tolist() == [[1, 3, 9]]
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library keeps memory as it likes")
-def test_memory_that_is_kept_is_not_asked_for_again() -> None:
-    """By the pages that the kernel has to give while arrays of 32 MB come and go."""
-
-    def faults() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(8):
-            np.ones(1 << 22)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    given_back = faults()
-    with kept_memory():
-        faults()
-        kept = faults()
-    assert kept < given_back / 4
-    assert faults() > given_back / 2
