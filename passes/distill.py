@@ -9,7 +9,7 @@ f is the float network, f_q the Q/DQ network with its activations in 8 bits, h_s
 The grid (S, m, low, high) stays as it was chosen, and weights begin at the integers of second-order rounding (`round_weights`); what moves them is in
 `latent_weights`. Layers of 8 bits keep their weights; biases of all layers follow. Inputs are `mixtures` of calibration samples. Answers that are not
 classes are judged by their noise (`precision/loss.py`). Every fourth sample is held out of this: where it does not lower their loss, nothing is
-changed.
+changed. Where it does, as many steps again learn from all samples: what limits tuning is their number.
 
 Adam (Kingma & Ba 2015), steps in units of S m, falling to zero along a cosine. Needs torch.
 """
@@ -60,7 +60,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Distilled:
-    """Weights and biases of layers by name, and the loss in nats on samples that were held out, before and after."""
+    """Weights and biases of layers by name, and the loss in nats on samples that were held out: before, and half-way, when they had not been seen."""
 
     weights: Mapping[str, QuantizedWeights]
     before: float
@@ -157,31 +157,37 @@ class _Distillation:
         self, torch: Any, teacher: TorchNetwork, student: TorchNetwork, layers: Mapping[str, Layer], samples: Sequence[Feeds], tell: Progress
     ) -> None:
         self._torch, self._teacher, self._student, self._tell = torch, teacher, student, tell
-        seen, held = parts_of(samples)
-        self._seen, self._held = [self._tensors([s]) for s in seen], self._shards(self._tensors(held))
+        self._all = [self._tensors(s) for s in samples]
+        self._seen, held = parts_of(self._all)
+        self._held = self._shards({name: torch.cat([s[name] for s in held]) for name in held[0]})
         rounding = straight_through(torch)
         self._latent = {name: Latent(torch, rounding, layer) for name, layer in layers.items()}
         examined = list(abreast(self._examined, self._held))
         self._answers = [y for answers, _ in examined for y in answers]
         self._variances = [max(float(np.mean(found)), LEAST_VARIANCE) for found in zip(*(v for _, v in examined))]
         self._judge: Judge = judge_of(teacher.graph, self._answers)
-        self._inputs = Mixtures(torch, self._seen)
 
     def run(self, plan: tuple[int, int]) -> Distilled:
-        """So many steps of so many samples."""
-        steps, batch = plan
-        before = self._loss_of_held()
+        """Steps, and samples in each. Half of them learn from what is not held out; where that helps what is held out, the rest learn from all."""
+        (steps, batch), before = plan, self._loss_of_held()
+        self._tune(self._seen, batch, range(steps // 2), steps)
+        after = self._loss_of_held()
+        if after < before:
+            self._tune(self._all, batch, range(steps // 2, steps), steps)
+        return Distilled({name: latent.made() for name, latent in self._latent.items()}, before, after)
+
+    def _tune(self, samples: Sequence[Mapping[str, Tensor]], batch: int, numbers: range, total: int) -> None:
+        """The steps of those `numbers`, of `total`: their rates fall to zero."""
         parts = [latent.bias for latent in self._latent.values()], [latent.u for latent in self._latent.values() if latent.u is not None]
         groups = [{"params": p, "lr": rate} for p, rate in zip(parts, (BIAS_RATE, WEIGHT_RATE)) if p]
-        optimizer = self._torch.optim.Adam(groups)
-        falling = self._torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for n in range(steps):
-            self._tell("tuning weights", n, steps)
+        optimizer, inputs = self._torch.optim.Adam(groups), Mixtures(self._torch, samples)
+        falling = self._torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(numbers))
+        for n in numbers:
+            self._tell("tuning weights", n, total)
             optimizer.zero_grad()
-            self._derive(self._inputs.draw(batch))
+            self._derive(inputs.draw(batch))
             optimizer.step()
             falling.step()
-        return Distilled({name: latent.made() for name, latent in self._latent.items()}, before, self._loss_of_held())
 
     def _derive(self, feeds: Mapping[str, Tensor]) -> None:
         """Of the mean loss over shards of the samples, by all that is learned; in a fixed order, so that the number of cores changes no bit."""
@@ -206,9 +212,8 @@ class _Distillation:
     def _parameters(self) -> Parameters:
         return {name: latent.parameters() for name, latent in self._latent.items()}
 
-    def _tensors(self, samples: Sequence[Feeds]) -> dict[str, Tensor]:
-        names = [v.name for v in self._teacher.graph.inputs]
-        return {name: self._torch.as_tensor(np.concatenate([s[name] for s in samples])) for name in names}
+    def _tensors(self, sample: Feeds) -> dict[str, Tensor]:
+        return {v.name: self._torch.tensor(sample[v.name]) for v in self._teacher.graph.inputs}
 
     def _examined(self, shard: Mapping[str, Tensor]) -> tuple[list[NDArray[np.floating]], list[float]]:
         """Answers of the float network, one for each sample, and the variance at each stage."""

@@ -8,7 +8,7 @@ storage knows that a group is four small integers and two bits (`backends/llvm/p
 bytes many groups with coarse multipliers are nearer than few with fine ones.
 
 Depthwise kernels are stored one weight in a byte, and have few of them: there the 2^bits integers are any consecutive ones that hold zero,
-[low, low + 2^bits - 1], chosen per channel, as a zero point of the weights would have it, and a group is a row of the kernel, m 1 or 2.
+[low, low + 2^bits - 1], chosen per channel, as a zero point of the weights would have it, and a group is a row of the kernel.
 
 S, m and low minimise the error of rounding to the nearest, weighted by the variances of the inputs:
 
@@ -40,8 +40,6 @@ CODED = 8 // FIELD * GROUP
 """Weights along K whose multipliers lie in one byte."""
 MOST = 1 << FIELD
 """The greatest multiplier m. m q has six bits, whose chains of 16-bit sums are nearly always exact (`backends/llvm/chains`)."""
-MOST_OF_ROW = 2
-"""That of a row of a depthwise kernel."""
 NARROW = 4
 """From so many bits down, weights have multipliers, or are shifted."""
 TOPS = np.linspace(0.7, 1.0, 7)
@@ -147,7 +145,7 @@ def shifted_grid(w: Floats, h: Floats, bits: int, row: int) -> Grid:
     least, scale, low = np.full(len(w), np.inf), np.zeros(len(w)), np.zeros(len(w), np.int64)
     multipliers = np.ones(rows.shape[:2], np.int64)
     for start, step in _shifts(w, count):
-        error, _, found = _multiples(rows, weights, step, start, start + count, MOST_OF_ROW)
+        error, _, found = _multiples(rows, weights, step, start, start + count, MOST)
         better = error < least
         least, scale, low = np.where(better, error, least), np.where(better, step, scale), np.where(better, start, low)
         multipliers = np.where(better[:, None], found, multipliers)
@@ -159,7 +157,7 @@ def _shifts(w: Floats, count: int) -> Iterable[tuple[int, Floats]]:
     up, down = np.maximum(w.max(1), 0), np.maximum(-w.min(1), 0)
     for start in range(-count, 1):
         step = np.maximum(up / max(count + start, 0.5), down / max(-start, 0.5))
-        for part, most in product(SHIFTED, range(1, MOST_OF_ROW + 1)):
+        for part, most in product(SHIFTED, range(1, MOST + 1)):
             yield start, np.where(step > 0, step * part / most, 1.0)
 
 
@@ -171,13 +169,19 @@ def _error(w: Floats, h: Floats, step: Floats, low: int, high: int) -> Floats:
 def grid_of_rows(q: Integers, scale: Floats, bits: int, row: int) -> Grid:
     """A grid of so many bits that the channels `q` [O, K] of a depthwise kernel lie on: they begin where they do, and have room above.
 
-    Rows of multiples are counted in these first; where that leaves room for what they are, they are none.
+    Of the places where a channel may begin, that which makes do with the least multipliers; of these the one nearest to zero.
     """
     rows, count = q.reshape(len(q), -1, row), (1 << bits) - 1
-    multipliers = np.where((rows % MOST_OF_ROW == 0).all(2), MOST_OF_ROW, 1)
-    low = np.minimum((rows // multipliers[..., None]).min((1, 2)), 0)
-    fits = (rows.min(2) >= low[:, None]) & (rows.max(2) <= low[:, None] + count)
-    return Grid(scale, np.repeat(np.where(fits, 1, multipliers), row, 1), low, low + count)
+    divides = {m: (rows % m == 0).all(2) for m in range(MOST, 0, -1)}
+    multipliers, begin, least = np.ones(rows.shape[:2], np.int64), np.zeros(len(q), np.int64), np.full(len(q), np.inf)
+    for low in range(0, -count - 1, -1):
+        found = np.zeros(rows.shape[:2], np.int64)
+        for m, divisible in divides.items():
+            found = np.where(divisible & (rows.min(2) >= m * low) & (rows.max(2) <= m * (low + count)), m, found)
+        total = np.where(found.all(1), found.sum(1), np.inf)
+        better = total < least
+        multipliers, begin, least = np.where(better[:, None], found, multipliers), np.where(better, low, begin), np.where(better, total, least)
+    return Grid(scale, np.repeat(multipliers, row, 1), begin, begin + count)
 
 
 def grid_of_integers(q: Integers, scale: Floats, bits: int) -> Grid:

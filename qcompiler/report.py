@@ -59,7 +59,7 @@ class Report:
     reparameterized: tuple[str, ...] = ()
     """Normalizations whose channels were evened; of the others `declined` says why not."""
     distilled: tuple[float, float] | None = None
-    """Where weights were tuned to the answers of the float network: the loss in nats on samples that were held out, before and after."""
+    """Where weights were tuned to the answers of the float network: the loss in nats on samples held out until half-way, before and then."""
 
     @property
     def macs(self) -> int:

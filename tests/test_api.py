@@ -14,7 +14,7 @@ from qcompiler.api import build, quantize_model
 from qcompiler.errors import UsageError
 from qcompiler.ir.integer import IntConv
 from qcompiler.ir.ops import const_data
-from qcompiler.passes.weight_grid import MOST, MOST_OF_ROW, has_groups
+from qcompiler.passes.weight_grid import MOST, has_groups
 
 MODEL = Path(__file__).parents[1] / "models" / "digits_dwconv.onnx"
 
@@ -47,7 +47,7 @@ def test_precision_by_name(precision: str | None, weights: int, greatest: int) -
         most = greatest if weights == 8 or not has_groups(w.shape, v.type.size // v.shape[-1], weights) else (greatest + 1) * MOST
         assert greatest <= np.abs(w).max() <= most
     for rows in (const_data(v.inputs[1]).astype(int).reshape(v.shape[-1], -1) for v in depthwise):
-        most = MOST_OF_ROW if weights <= 4 else 1
+        most = MOST if weights <= 4 else 1
         assert np.ptp(np.c_[rows, np.zeros(len(rows), int)], axis=1).max() <= most * ((1 << weights) - 1), "consecutive integers that hold zero"
 
 

@@ -149,7 +149,7 @@ def show_whole(facts: dict[str, Any]) -> None:
     if evened := facts["report"].get("reparameterized"):
         say(f"Reparameterized, channel by channel: {len(evened)} normalizations ({', '.join(evened)})")
     if losses := facts["report"].get("distilled"):
-        told = f"{losses[0]:.4f} nats before, {losses[1]:.4f} after, on samples held out"
+        told = f"{losses[0]:.4f} nats before, {losses[1]:.4f} half-way, on samples held out until then"
         say(f"Weights of few bits were tuned to the answers of the float network: {told}")
     declined = facts["report"].get("declined", [])
     if declined:

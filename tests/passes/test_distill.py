@@ -20,9 +20,10 @@ from qcompiler.ir.types import DType, Quantization, TensorType
 from qcompiler.passes import distill as method
 from qcompiler.passes import torch_network
 from qcompiler.passes.distill import Distilled, distill
+from qcompiler.passes.mixtures import Mixtures
 from qcompiler.passes.pipeline import NOT_DISTILLED, Options, Quantized, quantize
 from qcompiler.passes.precision.simulate import weights_of
-from qcompiler.passes.weight_grid import GROUP, Grid, grid_of_integers, grid_of_rows, grouped_grid
+from qcompiler.passes.weight_grid import GROUP, MOST, Grid, grid_of_integers, grid_of_rows, grouped_grid
 
 DIGITS = Path(__file__).parents[2] / "models"
 PRODUCTS = 2e9
@@ -109,6 +110,26 @@ def test_the_number_of_cores_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> 
         np.testing.assert_array_equal(made.bias, many.weights[name].bias)
 
 
+@pytest.mark.parametrize(("rate", "seen"), [(method.WEIGHT_RATE, [72, 96]), (10.0, [72])])
+def test_what_is_held_out_is_learned_from_when_it_has_judged(monkeypatch: pytest.MonkeyPatch, rate: float, seen: list[int]) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("array_api_compat")
+    counts: list[int] = []
+
+    class Counted(Mixtures):
+        def __init__(self, torch: object, samples: Sequence[Mapping[str, object]]) -> None:
+            super().__init__(torch, samples)
+            counts.append(len(samples))
+
+    monkeypatch.setattr(method, "Mixtures", Counted)
+    monkeypatch.setattr(method, "WEIGHT_RATE", rate)
+    monkeypatch.setattr(method, "MOST_STEPS", 80)
+    found = tuned("digits_dwconv")
+    assert isinstance(found, Distilled)
+    assert found.better == (len(seen) == 2)
+    assert counts == seen
+
+
 def test_the_pipeline_keeps_what_is_better_and_reports_both_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("array_api_compat")
@@ -158,13 +179,27 @@ def test_integers_tell_their_grid() -> None:
     np.testing.assert_array_equal(found.nearest(q.astype(np.float64)), q)
     assert (np.diff(found.multipliers[:, :GROUP], axis=1) == 0).all()
     assert found.bits <= 6
-    rows = np.array([[-3, 12, 0, 4, 2, 0], [0, 2, 5, 1, 3, 7], [2, 30, 8, 15, 1, 2], [-3, 1, 2, 13, 0, 1]])
-    shifted = grid_of_rows(rows, np.ones(4), 4, 3)
-    np.testing.assert_array_equal(shifted.low, [-3, 0, 0, -3])
-    np.testing.assert_array_equal(shifted.high - shifted.low, 15)
-    np.testing.assert_array_equal(shifted.multipliers[:, ::3], [[1, 1], [1, 1], [2, 1], [1, 1]])
-    assert Grid(*(a[:3] for a in (shifted.scale, shifted.multipliers, shifted.low, shifted.high))).holds(rows[:3])
-    assert not shifted.holds(rows)
+
+
+def test_rows_of_integers_tell_where_they_begin_and_what_they_are_multiples_of() -> None:
+    found = [rows_alone(row) for row in ([-3, 12, 0, 4, 2, 0], [0, 2, 5, 1, 3, 7], [2, 30, 8, 15, 1, 2], [-3, 12, 42, 4, 1, 0], [-8, 52, 4, 2, 1, 0])]
+    assert [(int(g.low[0]), g.multipliers[0, ::3].tolist()) for g in found] == [(-3, [1, 1]), (0, [1, 1]), (0, [2, 1]), (-1, [3, 1]), (-2, [4, 1])]
+    assert all((g.high - g.low == 15).all() for g in found)
+    assert not rows_alone([-3, 1, 2, 13, 0, 1], held=False).holds(np.array([[-3, 1, 2, 13, 0, 1]]))
+
+
+def rows_alone(row: list[int], held: bool = True) -> Grid:
+    grid = grid_of_rows(np.array([row]), np.ones(1), 4, 3)
+    assert grid.holds(np.array([row])) == held
+    return grid
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_multiples_of_consecutive_integers_are_found_again(bits: int) -> None:
+    random, count = np.random.default_rng(bits), (1 << bits) - 1
+    low, multipliers = random.integers(-count, 1, 500), random.integers(1, MOST + 1, (500, 3, 1))
+    rows = (multipliers * random.integers(low, low + count + 1, (3, 3, 500)).transpose(2, 0, 1)).reshape(500, 9)
+    assert grid_of_rows(rows, np.ones(500), bits, 3).holds(rows)
 
 
 def test_samples_run_together_behind_a_constant_token() -> None:
