@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.compare import OURS, markdown, mean_gain, summarized, worker
 from benchmarks.instructions import countable
+from benchmarks.lost import Lost, differences, expected, summary
 from benchmarks.measure import all_equal, options_for
 from benchmarks.models import LIGHT, drawn, with_random_weights
 from benchmarks.peers import samples
@@ -23,6 +24,7 @@ from benchmarks.transformers import line
 from benchmarks.views import MOVED, View
 from benchmarks.zoo import PERPLEXITY, TOP1, Data, perplexity_of, similarity_of, top1_of
 from qcompiler.errors import UsageError
+from qcompiler.passes.precision.loss import Classes
 
 ABOUT = dict.fromkeys((OURS, "ORT float", "ORT int8"), "")
 
@@ -174,3 +176,27 @@ def test_the_metric_is_the_mean_over_views():
     data = Data([], pictures, lambda answers: float(np.mean(answers)))
     assert [int(s["x"].max()) for s in seen(data, MOVED[:3])] == [0, 1, 0, 1, 0, 1]
     assert judged(data, [np.float32(a) for a in (1, 2, 3, 4)]) == 2.5
+
+
+def test_what_is_lost_is_told_view_by_view():
+    data = Data([], [{"x": np.zeros(1)}] * 2, top1_of(np.array([0, 1])))
+    right, wrong = [np.array([2.0, 0.0]), np.array([0.0, 2.0])], [np.array([0.0, 2.0]), np.array([0.0, 2.0])]
+    assert differences(data, [*right, *right, *wrong], [*right, *wrong, *right]) == [0, 50, -50]
+
+
+def test_what_labels_would_lose_that_follow_the_float_network():
+    floats = [np.log([0.7, 0.2, 0.1]), np.log([0.1, 0.5, 0.4])]
+    same, second = [np.array([3.0, 1.0, 0.0]), np.array([0.0, 2.0, 1.0])], [np.array([0.0, 1.0, 0.0]), np.array([0.0, 1.0, 2.0])]
+    assert expected(Classes(), floats, same) == 0
+    assert expected(Classes(), floats, second) == pytest.approx(100 * (0.5 + 0.1) / 2)
+    assert expected(Classes(probabilities=True), [np.exp(a) for a in floats], second) == pytest.approx(30)
+
+
+def test_draws_are_summed_up():
+    assert summary([Lost(1, 2, 0, 3, 1, 0.25, 9), Lost(3, 2, -1, 4, 1, 0.75, 11)]) == [
+        "2.00 +- 1.00",
+        "2.00 +- 0.00 (-1.00 to 4.00)",
+        "1.00 +- 0.00",
+        "0.5000",
+        "10",
+    ]
