@@ -24,7 +24,9 @@ from benchmarks.precision import judged, seen, shuffled
 from benchmarks.views import MOVED
 from benchmarks.zoo import TASKS, Array, Data, Task
 from qcompiler.api import build, quantize_model
-from qcompiler.passes.precision.loss import Classes
+from qcompiler.errors import UsageError
+from qcompiler.passes.precision.loss import Classes, judge_of
+from qcompiler.passes.torch_network import judged as judged_part
 from qcompiler.runtime.cpu import cpu_name
 
 
@@ -41,11 +43,17 @@ class Lost:
     seconds: float
 
 
-def lost(task: Task, data: Data, floats: Sequence[Array], precision: str, draw: int, judge: Classes) -> Lost:
-    """With the calibration samples in one order; `floats` are the float network's answers to all views."""
+HEAD = "lost | in all views | by the float network | divergence | seconds |\n|---|---|---|---|---|---|"
+
+
+def lost(task: Task, data: Data, floats: Sequence[Array], precision: str, draw: int) -> Lost:
+    """With the calibration samples in one order; `floats` are the float network's answers to all views. UsageError where these are no classes."""
     start = perf_counter()
     model = quantize_model(task.path, shuffled(data.calibration, draw), options=options_for(precision))
     seconds, run = perf_counter() - start, of_program(build(model))
+    judge = judge_of(judged_part(model.graphs.float_graph), floats[: len(data.evaluation)])
+    if not isinstance(judge, Classes):
+        raise UsageError(f"expected a network that answers with classes, found {task.name}; leave it out")
     answers = [run(x) for x in seen(data, MOVED)]
     single = differences(data, floats, answers)
     divergence = float(np.mean([judge.loss(a, b) for a, b in zip(floats[: len(data.evaluation)], answers)]))
@@ -61,10 +69,8 @@ def differences(data: Data, floats: Sequence[Array], answers: Sequence[Array]) -
 
 def expected(judge: Classes, floats: Sequence[Array], answers: Sequence[Array]) -> float:
     """Points that labels which follow the float network's probabilities would lose."""
-    zero = np.zeros(1, np.int64)
-    lead = (judge.chances(a, zero + a.argmax()) for a in floats)
-    ours = (judge.chances(a, zero + b.argmax()) for a, b in zip(floats, answers, strict=True))
-    return 100 * float(np.mean([np.exp(a) - np.exp(b) for a, b in zip(lead, ours)]))
+    firsts = (np.exp([judge.chances(a, np.array([y.argmax()])) for y in (a, b)]) for a, b in zip(floats, answers, strict=True))
+    return 100 * float(np.mean([own - ours for own, ours in firsts]))
 
 
 def line(name: str, cells: Iterable[str]) -> str:
@@ -92,18 +98,14 @@ def summary(rows: Sequence[Lost]) -> list[str]:
 @click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="Orders of the calibration samples; the first is the file's.")
 def main(names: tuple[str, ...], precision: str, draws: int) -> None:
     """Print the table. Networks are image classifiers of the zoo."""
-    click.echo(
-        f"{cpu_name()}\n\n| network, {precision} | lost | in all views | by the float network | divergence | seconds |\n|---|---|---|---|---|---|"
-    )
+    click.echo(f"{cpu_name()}\n\n| network, {precision} | {HEAD}")
     for name in names:
         task, data = TASKS[name], TASKS[name].load()
         run = of_session(session(str(task.path), threads=0))
         floats = [run(x) for x in seen(data, MOVED)]
-        first = floats[0].ravel()
-        judge = Classes(probabilities=bool(first.min() >= 0 and abs(first.sum() - 1) < 1e-3))
         rows = []
         for draw in range(draws):
-            rows.append(lost(task, data, floats, precision, draw, judge))
+            rows.append(lost(task, data, floats, precision, draw))
             click.echo(line(f"{name} ({judged(data, floats[: len(data.evaluation)]):.2f}), order {draw}", cells_of(rows[-1])))
         if draws > 1:
             click.echo(line(f"{name}, all orders", summary(rows)))

@@ -169,7 +169,8 @@ class _Distillation:
 
     def run(self, plan: tuple[int, int]) -> Distilled:
         """Steps, and samples in each. Half of them learn from what is not held out; where that helps what is held out, the rest learn from all."""
-        (steps, batch), before = plan, self._loss_of_held()
+        steps, batch = plan
+        before = self._loss_of_held()
         self._tune(self._seen, batch, range(steps // 2), steps)
         after = self._loss_of_held()
         if after < before:

@@ -172,12 +172,9 @@ def grid_of_rows(q: Integers, scale: Floats, bits: int, row: int) -> Grid:
     Of the places where a channel may begin, that which makes do with the least multipliers; of these the one nearest to zero.
     """
     rows, count = q.reshape(len(q), -1, row), (1 << bits) - 1
-    divides = {m: (rows % m == 0).all(2) for m in range(MOST, 0, -1)}
     multipliers, begin, least = np.ones(rows.shape[:2], np.int64), np.zeros(len(q), np.int64), np.full(len(q), np.inf)
     for low in range(0, -count - 1, -1):
-        found = np.zeros(rows.shape[:2], np.int64)
-        for m, divisible in divides.items():
-            found = np.where(divisible & (rows.min(2) >= m * low) & (rows.max(2) <= m * (low + count)), m, found)
+        found = _least_multipliers(rows, low, low + count)
         total = np.where(found.all(1), found.sum(1), np.inf)
         better = total < least
         multipliers, begin, least = np.where(better[:, None], found, multipliers), np.where(better, low, begin), np.where(better, total, least)
@@ -194,8 +191,11 @@ def grid_of_integers(q: Integers, scale: Floats, bits: int) -> Grid:
 
 def multipliers_of(q: NDArray[np.generic], bits: int) -> Integers:
     """m [..., groups] of rows [..., K]: the least of which all of a group are multiples, by integers of so many bits; 0 where there is none."""
-    low, high = ends_of(bits)
-    groups = _in_groups(q.astype(np.int16), GROUP)
+    return _least_multipliers(_in_groups(q.astype(np.int16), GROUP), *ends_of(bits))
+
+
+def _least_multipliers(groups: NDArray[np.signedinteger], low: int, high: int) -> Integers:
+    """m [..., groups] of [..., groups, group], by integers from `low` to `high`; 0 where there is none."""
     found = np.zeros(groups.shape[:-1], np.int64)
     for m in range(MOST, 0, -1):
         fits = (groups % m == 0) & (groups >= low * m) & (groups <= high * m)
