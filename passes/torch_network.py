@@ -84,6 +84,7 @@ class TorchNetwork:
         found = evaluate(Graph((), tuple(fixed), ()), {}) if fixed else {}
         self._fixed = {v: torch.as_tensor(np.array(a)) for v, a in found.items()}
         self._order = [v for v in graph.order if v not in self._fixed]
+        self._left = {v for v in self._order if v not in watched and _is_stored_alone(v, graph)}
         self.together = True
         self.together = self._agrees(sample)
 
@@ -148,6 +149,8 @@ class TorchNetwork:
             case MaxPool() as op:
                 padded = functional.pad(_to_first(x), _padding(op.pads), value=LOWEST)
                 return _to_last(functional.max_pool2d(padded, op.kernel, op.strides, 0, op.dilations))
+            case Clip() if v in self._left:
+                return x
             case Clip(low, high) if x.is_floating_point():
                 return functional.relu(x) if (low, high) == (0, inf) else functional.hardtanh(x, max(low, LOWEST), min(high, -LOWEST))
             case Reshape(shape) if count > 1:
@@ -160,6 +163,9 @@ class TorchNetwork:
         return compute(v, [x, *others], self._xp)
 
     def _conv(self, op: Conv, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        if _is_dense(op, w):
+            # Torch's own convolution would copy to channels first: few samples on one thread are not given to oneDNN.
+            return self._torch.nn.functional.linear(x, w.reshape(len(w), -1), b)
         x, (up, down), (left, right) = _to_first(x), *op.pads
         even = up == down and left == right
         x = x if even else self._torch.nn.functional.pad(x, (left, right, up, down))
@@ -167,14 +173,26 @@ class TorchNetwork:
         return _to_last(self._torch.nn.functional.conv2d(x, _to_first(w), b, op.strides, pads, op.dilations, op.groups))
 
     def _stored(self, x: Tensor, q: Quantization, v: Value) -> Tensor:
-        """Rounded behind the back of the derivative, which is that of what is within."""
+        """Rounded behind the back of the derivative, which is that of what is within; a Clip before leaves its bounds to it."""
         low, high = ((end - q.zero_point[0]) * q.scale[0] for end in (q.qmin, q.qmax))
+        if isinstance(clip := v.inputs[0].op, Clip):
+            low, high = max(low, clip.lo), min(high, clip.hi)
         within = self._torch.nn.functional.hardtanh(x, low, high)
         with self._torch.no_grad():
             if q.levels is None and q.axis is None:
                 return within.mul_(1 / q.scale[0]).round_().mul_(q.scale[0])
-            integers = compute(v, [x], self._xp)
+            integers = compute(v, [within], self._xp)
             return within.copy_((integers.to(self._torch.int64) - q.zero_point[0]).to(x.dtype) * q.scale[0])
+
+
+def _is_dense(op: Conv, w: Tensor) -> bool:
+    """Whether weights [O, kh, kw, C/groups] multiply every pixel by itself."""
+    return tuple(w.shape[1:3]) == op.strides == (1, 1) and op.pads == ((0, 0), (0, 0)) and op.groups == 1
+
+
+def _is_stored_alone(v: Value, graph: Graph) -> bool:
+    """Whether `v` is a Clip that only Quantize reads."""
+    return isinstance(v.op, Clip) and v not in graph.outputs and all(isinstance(u.op, Quantize) for u in graph.uses[v])
 
 
 def _to_first(x: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
 """Which integers the weights of few bits may be: steps per output channel, and multiples of them per group of weights.
 
-    w = S_o m_og q        q in [low, high], 2^bits - 1 or 2^bits of them;  m_og in 1 .. 4, one for each group g of 4 weights along K
+    w = S_o m_og q        q in [low, high], 2^bits of them;  m_og in +-1 .. +-4, one for each group g of 4 weights along K
 
 A scale per group in two levels (Dai et al. 2021, "VS-Quant: Per-vector Scaled Quantization for Accurate Low-Precision Neural Network
-Inference"), the upper one of two bits, so that m q is an int8: arithmetic, proofs and exported graphs are those of 8 bits, and only
-storage knows that a group is four small integers and two bits (`backends/llvm/planes.py`): half a bit more for each weight. At equal
-bytes many groups with coarse multipliers are nearer than few with fine ones.
+Inference"), the upper one of three bits, so that m q is an int8: arithmetic, proofs and exported graphs are those of 8 bits, and only
+storage knows that a group is four small integers and three bits (`backends/llvm/planes.py`): three quarters of a bit more for each weight.
+At equal bytes many groups with coarse multipliers are nearer than few with fine ones.
+
+The sign of m says to which side a group leans: q is -10 .. 5 in four bits, so that the greatest of four weights, of whatever sign, has twice
+the room that those of the other sign have.
 
 Depthwise kernels are stored one weight in a byte, and have few of them: there the 2^bits integers are any consecutive ones that hold zero,
 [low, low + 2^bits - 1], chosen per channel, as a zero point of the weights would have it, and a group is a row of the kernel.
@@ -17,7 +20,7 @@ S, m and low minimise the error of rounding to the nearest, weighted by the vari
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import product
@@ -35,15 +38,19 @@ GROUP = 4
 ALIGNED = 16
 """Channels of windows of several pixels come in multiples of this, the longest step of a dot product."""
 FIELD = 2
-"""Bits of a stored multiplier."""
+"""Bits of the magnitude of a stored multiplier."""
 CODED = 8 // FIELD * GROUP
-"""Weights along K whose multipliers lie in one byte."""
+"""Weights along K the magnitudes of whose multipliers lie in one byte."""
+SIGNED = 8 * GROUP
+"""Those the signs of whose multipliers do."""
 MOST = 1 << FIELD
-"""The greatest multiplier m. m q has six bits, whose chains of 16-bit sums are nearly always exact (`backends/llvm/chains`)."""
+"""The greatest magnitude of m. m q is at most 40, where chains of 16-bit sums are mostly exact (`backends/llvm/chains`)."""
+SIGNS = (1, -1)
+"""Of m, to be tried; where both will do the first is taken."""
 NARROW = 4
 """From so many bits down, weights have multipliers, or are shifted."""
-TOPS = np.linspace(0.7, 1.0, 7)
-"""Of the greatest scale of a group, where the channel's greatest multiple may lie."""
+TOPS = np.geomspace(0.65, 2, 16)
+"""Of the scale that lets the greatest weight be the farthest multiple, those that are tried."""
 SHIFTED = np.linspace(0.55, 1.0, 16)
 """Of the step that reaches all weights, where those of a shifted channel are tried."""
 
@@ -80,8 +87,8 @@ class Grid:
     @property
     def bits(self) -> int:
         """That its integers need."""
-        most = self.multipliers.max(1, initial=1)
-        return int(np.maximum(-self.low * most - 1, self.high * most).max(initial=0)).bit_length() + 1
+        ends = np.stack([self.multipliers * end[:, None] for end in (self.low, self.high)])
+        return int(np.maximum(-ends - 1, ends).max(initial=0)).bit_length() + 1
 
     def holds(self, q: Integers) -> bool:
         """Whether the integers `q` [O, K] are within."""
@@ -99,15 +106,16 @@ def even_grid(scale: Floats, k: int, greatest: int) -> Grid:
 
 
 def ends_of(bits: int) -> tuple[int, int]:
-    """(lowest, greatest) integer of so many bits."""
-    return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    """(lowest, greatest) q of so many bits: five eighths of them are negative."""
+    low = -(5 << bits >> 3)
+    return low, low + (1 << bits) - 1
 
 
 def grouped_grid(w: Floats, h: Floats, bits: int) -> Grid:
-    """A multiplier for each group of the rows `w` [O, K], whose inputs have the variances `h` [O, K], and all 2^bits integers."""
-    groups, weights, (low, high) = _in_groups(w, GROUP), _in_groups(h, GROUP), ends_of(bits)
-    top = np.abs(w).max(1) / high
-    found = [_multiples(groups, weights, np.where(top > 0, top * part / MOST, 1.0), low, high, MOST) for part in TOPS]
+    """A multiplier for each group of the rows `w` [O, K], whose inputs have the variances `h` [O, K]."""
+    (groups, weights), ends = (_groups_last(a, GROUP) for a in (w, h)), ends_of(bits)
+    top = np.abs(w).max(1) / (-ends[0] * MOST)
+    found = [_multiples(groups, weights, np.where(top > 0, top * part, 1.0), ends, SIGNS) for part in TOPS]
     best = np.argmin([error for error, _, _ in found], 0)
     scale, multipliers = (np.choose(best if a[0].ndim == 1 else best[:, None], a) for a in zip(*((s, m) for _, s, m in found)))
     return _multiplied(np.where(top > 0, scale, 0.0), multipliers, w.shape[1], bits)
@@ -124,14 +132,30 @@ def _in_groups(a: NDArray[Number], group: int) -> NDArray[Number]:
     return np.pad(a, (*[(0, 0)] * (a.ndim - 1), (0, -a.shape[-1] % group))).reshape(*a.shape[:-1], -1, group)
 
 
-def _multiples(w: Floats, h: Floats, scale: Floats, low: int, high: int, most: int) -> tuple[Floats, Floats, Integers]:
-    """(error [O], scale [O], multipliers [O, groups]): of each group the best multiple of `scale`."""
-    least, multipliers = np.full(w.shape[:2], np.inf), np.ones(w.shape[:2], np.int64)
-    for m in range(1, most + 1):
-        error = _error(w, h, (scale * m)[:, None, None], low, high)
-        better = error < least
-        least, multipliers = np.where(better, error, least), np.where(better, m, multipliers)
+def _groups_last(a: Floats, group: int) -> Floats:
+    """[O, K] as [group, O, groups], whose sums over groups are fast."""
+    return np.ascontiguousarray(np.moveaxis(_in_groups(a, group), -1, 0))
+
+
+def _multiples(w: Floats, h: Floats, scale: Floats, ends: tuple[int, int], signs: Sequence[int]) -> tuple[Floats, Floats, Integers]:
+    """(error [O], scale [O], multipliers [O, groups]): the best multiple of `scale` for each group of `w` [group, O, groups]."""
+    least, multipliers = np.full(w.shape[1:], np.inf), np.ones(w.shape[1:], np.int64)
+    for m in range(1, MOST + 1):
+        step = (scale * m)[:, None]
+        x = w / step
+        nearest = np.rint(x)
+        for sign in signs:
+            low, high = _multiplied_ends(ends, sign)
+            error = (h * (x - np.clip(nearest, low, high)) ** 2).sum(0) * step**2
+            better = error < least
+            least, multipliers = np.where(better, error, least), np.where(better, sign * m, multipliers)
     return least.sum(1), scale, multipliers
+
+
+def _multiplied_ends(ends: tuple[int, int], m: int) -> tuple[int, int]:
+    """(lowest, greatest) of m q."""
+    low, high = sorted(m * end for end in ends)
+    return low, high
 
 
 def row_of(shape: tuple[int, ...]) -> int:
@@ -141,11 +165,11 @@ def row_of(shape: tuple[int, ...]) -> int:
 
 def shifted_grid(w: Floats, h: Floats, bits: int, row: int) -> Grid:
     """For each channel of `w` [O, K] the best 2^bits consecutive integers that hold zero, and multipliers of every `row` of them."""
-    count, (rows, weights) = (1 << bits) - 1, (_in_groups(a, row) for a in (w, h))
+    count, (rows, weights) = (1 << bits) - 1, (_groups_last(a, row) for a in (w, h))
     least, scale, low = np.full(len(w), np.inf), np.zeros(len(w)), np.zeros(len(w), np.int64)
-    multipliers = np.ones(rows.shape[:2], np.int64)
+    multipliers = np.ones(rows.shape[1:], np.int64)
     for start, step in _shifts(w, count):
-        error, _, found = _multiples(rows, weights, step, start, start + count, MOST)
+        error, _, found = _multiples(rows, weights, step, (start, start + count), SIGNS[:1])
         better = error < least
         least, scale, low = np.where(better, error, least), np.where(better, step, scale), np.where(better, start, low)
         multipliers = np.where(better[:, None], found, multipliers)
@@ -161,11 +185,6 @@ def _shifts(w: Floats, count: int) -> Iterable[tuple[int, Floats]]:
             yield start, np.where(step > 0, step * part / most, 1.0)
 
 
-def _error(w: Floats, h: Floats, step: Floats, low: int, high: int) -> Floats:
-    """Along the last axis, of rounding to multiples of `step`."""
-    return np.asarray((h * (w - step * np.clip(np.rint(w / step), low, high)) ** 2).sum(-1))
-
-
 def grid_of_rows(q: Integers, scale: Floats, bits: int, row: int) -> Grid:
     """A grid of so many bits that the channels `q` [O, K] of a depthwise kernel lie on: they begin where they do, and have room above.
 
@@ -174,7 +193,7 @@ def grid_of_rows(q: Integers, scale: Floats, bits: int, row: int) -> Grid:
     rows, count = q.reshape(len(q), -1, row), (1 << bits) - 1
     multipliers, begin, least = np.ones(rows.shape[:2], np.int64), np.zeros(len(q), np.int64), np.full(len(q), np.inf)
     for low in range(0, -count - 1, -1):
-        found = _least_multipliers(rows, low, low + count)
+        found = _least_multipliers(rows, (low, low + count), SIGNS[:1])
         total = np.where(found.all(1), found.sum(1), np.inf)
         better = total < least
         multipliers, begin, least = np.where(better[:, None], found, multipliers), np.where(better, low, begin), np.where(better, total, least)
@@ -190,16 +209,19 @@ def grid_of_integers(q: Integers, scale: Floats, bits: int) -> Grid:
 
 
 def multipliers_of(q: NDArray[np.generic], bits: int) -> Integers:
-    """m [..., groups] of rows [..., K]: the least of which all of a group are multiples, by integers of so many bits; 0 where there is none."""
-    return _least_multipliers(_in_groups(q.astype(np.int16), GROUP), *ends_of(bits))
+    """m [..., groups] of rows [..., K]: that of least magnitude of which all of a group are multiples, by integers of so many bits; positive where
+    both signs will do, 0 where none does."""
+    return _least_multipliers(_in_groups(q.astype(np.int16), GROUP), ends_of(bits), SIGNS)
 
 
-def _least_multipliers(groups: NDArray[np.signedinteger], low: int, high: int) -> Integers:
-    """m [..., groups] of [..., groups, group], by integers from `low` to `high`; 0 where there is none."""
-    found = np.zeros(groups.shape[:-1], np.int64)
+def _least_multipliers(groups: NDArray[np.signedinteger], ends: tuple[int, int], signs: Sequence[int]) -> Integers:
+    """m [..., groups] of [..., groups, group], by integers from one of the `ends` to the other; 0 where there is none."""
+    found, least, greatest = np.zeros(groups.shape[:-1], np.int64), groups.min(-1), groups.max(-1)
     for m in range(MOST, 0, -1):
-        fits = (groups % m == 0) & (groups >= low * m) & (groups <= high * m)
-        found = np.where(fits.all(-1), m, found)
+        even = (groups % m == 0).all(-1)
+        for sign in reversed(signs):
+            low, high = _multiplied_ends(ends, sign * m)
+            found = np.where(even & (least >= low) & (greatest <= high), sign * m, found)
     return found
 
 
@@ -213,6 +235,11 @@ def information(q: NDArray[np.generic], bits: int, groups: int) -> int:
         return bits
     # Most weights are no multiples, which the first row tells.
     return next((few for few in fewer if multipliers_of(rows[:1], few).all() and multipliers_of(rows, few).all()), bits)
+
+
+def bytes_of_multipliers(k: int) -> int:
+    """That are stored for a row of k weights."""
+    return -(-k // CODED) + -(-k // SIGNED)
 
 
 def _are_rows(q: Integers, bits: int, row: int) -> bool:

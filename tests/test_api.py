@@ -14,7 +14,7 @@ from qcompiler.api import build, quantize_model
 from qcompiler.errors import UsageError
 from qcompiler.ir.integer import IntConv
 from qcompiler.ir.ops import const_data
-from qcompiler.passes.weight_grid import MOST, has_groups
+from qcompiler.passes.weight_grid import MOST, ends_of, has_groups
 
 MODEL = Path(__file__).parents[1] / "models" / "digits_dwconv.onnx"
 
@@ -44,7 +44,7 @@ def test_precision_by_name(precision: str | None, weights: int, greatest: int) -
     assert {layer.weight_bits for layer in model.report.layers if layer.weight_bits} == {weights, 8}
     for v in (v for v in convs if v not in depthwise):
         w = const_data(v.inputs[1]).astype(int)
-        most = greatest if weights == 8 or not has_groups(w.shape, v.type.size // v.shape[-1], weights) else (greatest + 1) * MOST
+        most = greatest if weights == 8 or not has_groups(w.shape, v.type.size // v.shape[-1], weights) else -ends_of(weights)[0] * MOST
         assert greatest <= np.abs(w).max() <= most
     for rows in (const_data(v.inputs[1]).astype(int).reshape(v.shape[-1], -1) for v in depthwise):
         most = MOST if weights <= 4 else 1

@@ -4,11 +4,12 @@
     3 bits      a plane of fields of two bits, four registers in one, and one of single bits, eight in one, for the highest
     2 bits      one plane of fields of two bits
 
-What is stored of q is q + 2^(bits - 1), which is not negative. Register i of a run has field i mod (8 / width) of register i div (8 / width) of a
-plane. Planes follow each other.
+What is stored of an integer is what it has above the least one, which is not negative. Register i of a run has field i mod (8 / width) of register
+i div (8 / width) of a plane. Planes follow each other.
 
-Integers that are multiples, m q of an m in 1 .. 4 for each channel and four weights along K (`passes/weight_grid.py`), are stored as q and two bits
-for m - 1. Nothing says so but the integers.
+Integers that are multiples, m q of an m in +-1 .. +-4 for each channel and four weights along K (`passes/weight_grid.py`), are stored as +-q, from
+the least on that the sign of m leaves them, two bits for |m| - 1 and one for the sign. Nothing says so but the integers. A channel's bytes of
+multipliers follow K, one with the signs of eight groups before two with their magnitudes.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.passes.weight_grid import CODED, FIELD, GROUP, NARROW, information
+from qcompiler.passes.weight_grid import CODED, FIELD, GROUP, NARROW, SIGNED, ends_of, information
 
 from .dsl import Kernel, Ptr, Val
 from .instrs import vector
 
 FIELDS = CODED // GROUP
-"""Multipliers in a byte."""
+"""Magnitudes of multipliers in a byte."""
+SHARED = SIGNED // CODED
+"""Such bytes that follow one of signs."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,8 @@ def fields(bits: int) -> int:
     return max(p.fields for p in planes_of(bits))
 
 
-def pack(q: NDArray[np.int8], bits: int) -> NDArray[np.int8]:
-    """Registers [..., count, bytes] of integers of so many bits, in planes: [..., registers(bits, count), bytes]."""
-    positive = (q + (1 << (bits - 1))).astype(np.uint8)
+def pack(positive: NDArray[np.uint8], bits: int) -> NDArray[np.int8]:
+    """Registers [..., count, bytes] of integers of so many bits, none of them negative, in planes: [..., registers(bits, count), bytes]."""
     return np.concatenate(list(_packed(positive, bits)), -2).view(np.int8)
 
 
@@ -77,7 +79,7 @@ def _packed(positive: NDArray[np.uint8], bits: int) -> Iterator[NDArray[np.uint8
 
 
 def load(k: Kernel, p: Ptr, bits: int, count: int) -> list[Val]:
-    """The `count` registers of bytes that `pack` put at `p`, each q + 2^(bits - 1)."""
+    """The `count` registers of bytes that `pack` put at `p`."""
     size, found = k.target.vector_bytes, [list[Val]() for _ in range(count)]
     for plane in planes_of(bits):
         for n in range(plane.registers(count)):
@@ -95,11 +97,6 @@ def _field(k: Kernel, packed: Val, plane: Plane, i: int) -> Val:
     return moved.map(k.b.and_, mask)
 
 
-def signed(k: Kernel, positive: Val, bits: int) -> Val:
-    """q of what `load` gives."""
-    return positive - k.splat(1 << (bits - 1), 8)
-
-
 # --- multiples -------------------------------------------------------------------------------------------------------
 
 
@@ -110,20 +107,45 @@ def bits_of_multiples(w: NDArray[np.generic]) -> int | None:
 
 
 def coded(m: NDArray[np.int64]) -> NDArray[np.int8]:
-    """Multipliers [..., groups] in bytes, the first in the lowest bits: [..., groups / FIELDS], rounded up."""
-    padded = np.pad(m - 1, (*[(0, 0)] * (m.ndim - 1), (0, -m.shape[-1] % FIELDS)))
-    fields = padded.reshape(*m.shape[:-1], -1, FIELDS) << FIELD * np.arange(FIELDS)
-    return np.asarray(fields.sum(-1), np.uint8).view(np.int8)
+    """Multipliers [..., groups] in bytes, the first in the lowest bits: [..., bytes_of_multipliers]."""
+    magnitudes, signs = _fields(np.abs(m) - 1, FIELD), _fields(m < 0, 1)
+    return np.insert(magnitudes, range(0, magnitudes.shape[-1], SHARED), signs, -1).view(np.int8)
 
 
-def multiply(k: Kernel, positive: Val, bits: int, codes: Val, groups: Sequence[int]) -> Val:
-    """m q of what `load` gives; byte i belongs to group `groups[i]` of the byte codes[i]. Neighbours share theirs.
+def _fields(values: NDArray[np.generic], width: int) -> NDArray[np.uint8]:
+    """[..., groups] in fields of so many bits: [..., bytes]."""
+    count = 8 // width
+    padded = np.pad(values.astype(np.int64), (*[(0, 0)] * (values.ndim - 1), (0, -values.shape[-1] % count)))
+    return np.asarray((padded.reshape(*values.shape[:-1], -1, count) << width * np.arange(count)).sum(-1), np.uint8)
 
-    Both bytes of a word at once: m (q + h) is less than 2^8, and m h, h = 2^(bits - 1), is taken from it.
+
+def places_of(first: int) -> tuple[int, int]:
+    """Which of a channel's bytes of multipliers have the sign and the magnitude of the weight at `first` along K."""
+    return first // SIGNED * (SHARED + 1), first // CODED + first // SIGNED + 1
+
+
+def positive(w: NDArray[np.int8], m: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
+    """What is stored of multiples `w` of `m`, by integers of so many bits."""
+    low, high = ends_of(bits)
+    return np.asarray(w // np.abs(m) - np.where(m < 0, -high, low), np.uint8)
+
+
+def multiply(k: Kernel, stored: Val, bits: int, signs: Val, magnitudes: Val, groups: Sequence[int]) -> Val:
+    """m q of what `load` gives; byte i belongs to group `groups[i]` of those that share the byte signs[i]. Neighbours share theirs.
+
+    |m| (stored + least), both bytes of a word at once: neither |m| stored nor -|m| least, which is taken from it, reaches 2^8.
     """
     assert groups[::2] == groups[1::2]
-    words = k.reinterpret(codes, 16)
-    shifts = Val(k, (vector(words.regs[0].type, [FIELD * g for g in groups[::2]]),), 16)
+    words = k.reinterpret(magnitudes, 16)
+    shifts = Val(k, (vector(words.regs[0].type, [FIELD * (g % FIELDS) for g in groups[::2]]),), 16)
     m = words.map(k.b.lshr, shifts).map(k.b.and_, k.splat((1 << FIELD) - 1, 16)) + k.splat(1, 16)
-    both, half = k.reinterpret(positive, 16) * m, m * k.splat(0x101 << (bits - 1), 16)
-    return k.reinterpret(both, 8) - k.reinterpret(half, 8)
+    both, beyond = k.reinterpret(stored, 16) * m, k.reinterpret(_least(k, bits, signs, groups), 16) * m
+    return k.reinterpret(both, 8) - k.reinterpret(beyond, 8)
+
+
+def _least(k: Kernel, bits: int, signs: Val, groups: Sequence[int]) -> Val:
+    """What stored integers are less by."""
+    low, high = ends_of(bits)
+    own = Val(k, (vector(signs.regs[0].type, [1 << g for g in groups]),), 8)
+    negative = signs.map(k.b.and_, own).map(lambda s, z: k.b.icmp_signed("!=", s, z), k.splat(0, 8))
+    return negative.map(k.b.select, k.splat(high, 8), k.splat(-low, 8))

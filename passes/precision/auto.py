@@ -39,7 +39,7 @@ SMALLER = (3, 2)
 """Where bytes are limited too. They are no faster than 4, and what they save of a network that is to lose a point is little."""
 LEAST, MOST, PRODUCTS = 16, 256, 2e12
 """Samples on which sensitivities are measured: as many as take so many multiply-accumulates, within bounds."""
-TUNING = 6.4e11
+TUNING = 4e11
 """Multiply-accumulates of samples that the choice is tuned on (`distill`)."""
 HELD_OUT, EVERY = 256, 2
 """Of so many samples the last is held out from calibration, up to a number."""

@@ -1,6 +1,6 @@
 """What a layer costs in each width: bytes of its weights, and milliseconds where they were measured or modelled.
 
-Weights of at most four bits take their bits, beside two for each group's multiplier, rounded up to bytes; all others, and depthwise ones, a byte.
+Weights of at most four bits take their bits, beside three for each group's multiplier, rounded up to bytes; all others, and depthwise ones, a byte.
 A latency table is a JSON file, so that other tools can read and write it; milliseconds are those of one thread:
 
     {"target": "x86-64-avx512vnni", "cpu": "...",              null where latencies are modelled
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import UsageError
 from qcompiler.ir.graph import Value
 from qcompiler.ir.ops import Conv
-from qcompiler.passes.weight_grid import CODED, NARROW, has_groups
+from qcompiler.passes.weight_grid import NARROW, bytes_of_multipliers, has_groups
 
 
 def weight_bytes(v: Value, bits: int) -> int:
@@ -36,7 +36,7 @@ def weight_bytes(v: Value, bits: int) -> int:
         return size
     if not has_groups(shape, v.type.size // v.shape[-1], bits):
         return -(-size // 2)
-    return -(-size * bits // 8) + shape[0] * -(-size // shape[0] // CODED)
+    return -(-size * bits // 8) + shape[0] * bytes_of_multipliers(size // shape[0])
 
 
 @dataclass(frozen=True)

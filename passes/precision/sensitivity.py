@@ -78,7 +78,7 @@ def measure_sensitivities(
     kept = None if folder is None else Kept(folder, digest(network.graph, forms, samples, judge, rights))
     sums = (None if kept is None else kept.read()) or Sums.none(n)
     for number in range(sums.samples, len(samples)):
-        y = next(network.answers([samples[number]]))
+        (y,) = network.variants(samples[number], [{}])
         others = list[Array]()
         for answer in network.variants(samples[number], ({layer: forms[bits][layer]} for layer, bits in changes)):
             others.append(answer)

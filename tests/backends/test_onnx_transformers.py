@@ -24,7 +24,7 @@ from qcompiler.ir.graph import Graph, Value, apply
 from qcompiler.ir.interpret import evaluate
 from qcompiler.ir.types import DType, Quantization, float_type, quantized
 from qcompiler.passes.pipeline import Options, Quantized, quantize
-from qcompiler.passes.weight_grid import MOST
+from qcompiler.passes.weight_grid import MOST, ends_of
 
 NAMES = ("vit", "bert", "llama")
 PRECISIONS = [(8, 8), (6, 6), (4, 4)]
@@ -154,4 +154,4 @@ def test_narrow_weights_are_small_integers() -> None:
     model = export_qdq(made("vit", (4, 4))[0].exchange_graph)
     readers = {i: n for n in model.graph.node for i in n.input[:1] if n.op_type == "DequantizeLinear"}
     weights = [numpy_helper.to_array(t) for t in model.graph.initializer if t.name in readers and len(t.dims) == 4]
-    assert sum(int(np.abs(w.astype(int)).max()) <= 8 * MOST for w in weights) == len(weights) - 2  # all but the first and the last layer
+    assert sum(int(np.abs(w.astype(int)).max()) <= -ends_of(4)[0] * MOST for w in weights) == len(weights) - 2  # all but the first and the last layer

@@ -57,8 +57,8 @@ def narrow(b: Builder) -> Graph:
 
 def multiples(b: Builder) -> Graph:
     """Weights that are taken apart block by block: pieces of whole blocks, and pieces that share one."""
-    x = b.conv(b.input(1, 13, 11, 32), 256, (3, 3), pads=((1, 1), (1, 1)), reach=7, most=4)
-    return b.graph(b.conv(b.conv(x, 20, reach=7, most=4), 130, reach=3, most=4))
+    x = b.conv(b.input(1, 13, 11, 32), 256, (3, 3), pads=((1, 1), (1, 1)), multiples=4)
+    return b.graph(b.conv(b.conv(x, 20, multiples=4), 130, multiples=3))
 
 
 def pointwise(b: Builder) -> Graph:

@@ -53,6 +53,7 @@ from qcompiler.numerics.attention import logit_multiplier, value_multiplier
 from qcompiler.numerics.normalize import affine, epsilon_term
 from qcompiler.numerics.requantize import multiplier
 from qcompiler.numerics.softmax import exp_table
+from qcompiler.passes.weight_grid import GROUP, MOST, SIGNS, ends_of
 
 SCALE = 0.05
 
@@ -122,13 +123,14 @@ class Builder:
         dilations=(1, 1),
         groups: int = 1,
         reach: int = 127,
-        most: int = 1,
+        multiples: int | None = None,
     ) -> Value:
-        """`reach` is the greatest weight; every 4 of a channel along K are multiplied by a number up to `most`, and reach one further down."""
-        w = self.rng.integers(-reach - (most > 1), reach + 1, (out, *kernel, x.shape[3] // groups)).astype(np.int8)
-        if most > 1:
-            shared = self.rng.integers(1, most + 1, (out, -(-w[0].size // 4)))
-            w = (w * np.repeat(shared, 4, 1)[:, : w[0].size].reshape(w.shape)).astype(np.int8)
+        """`reach` is the greatest weight; or every 4 of a channel along K are multiples of one number, by integers of so many bits."""
+        low, high = ends_of(multiples) if multiples else (-reach, reach)
+        w = self.rng.integers(low, high + 1, (out, *kernel, x.shape[3] // groups)).astype(np.int8)
+        if multiples:
+            shared = self.rng.integers(1, MOST + 1, (out, -(-w[0].size // GROUP))) * self.rng.choice(SIGNS, (out, -(-w[0].size // GROUP)))
+            w = (w * np.repeat(shared, GROUP, 1)[:, : w[0].size].reshape(w.shape)).astype(np.int8)
         bias = self.rng.integers(-2000, 2000, out) - x.type.quant.zero_point[0] * w.astype(np.int64).sum((1, 2, 3))
         op = IntConv(strides, pads, dilations, groups)
         return self.apply(op, x, self.const(w), self.const(bias.astype(np.int32)))
@@ -136,7 +138,8 @@ class Builder:
     def conv(self, x: Value, out: int, kernel=(1, 1), per_channel: bool = True, zero_point: int | None = None, lo=-128, hi=127, **kw) -> Value:
         acc = self.conv_acc(x, out, kernel, **kw)
         size = kernel[0] * kernel[1] * x.shape[3] // kw.get("groups", 1)
-        spread = 6000.0 * size**0.5 * kw.get("reach", 127) * kw.get("most", 1) / 127
+        greatest = -ends_of(kw["multiples"])[0] * MOST if kw.get("multiples") else kw.get("reach", 127)
+        spread = 6000.0 * size**0.5 * greatest / 127
         return self.requantize(acc, spread, zero_point, lo, hi, out if per_channel else 0)
 
     def residual_conv(self, x: Value, r: Value, kernel=(1, 1), **kw) -> Value:

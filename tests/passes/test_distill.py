@@ -178,7 +178,8 @@ def test_integers_tell_their_grid() -> None:
     found = grid_of_integers(q, grid.scale, 4)
     np.testing.assert_array_equal(found.nearest(q.astype(np.float64)), q)
     assert (np.diff(found.multipliers[:, :GROUP], axis=1) == 0).all()
-    assert found.bits <= 6
+    assert found.bits <= 7
+    assert found.multipliers.min() < 0
 
 
 def test_rows_of_integers_tell_where_they_begin_and_what_they_are_multiples_of() -> None:

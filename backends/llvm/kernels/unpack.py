@@ -5,8 +5,8 @@ in every tile of pixels. A layer of many pixels does it when a block begins, and
 
     in each tile:   pixels / TILE * unpacking              beforehand:   unpacking + STORE + LOAD
 
-Integers with multipliers, and those of two and three bits, are always taken apart so, to the bytes m q. Every 16 along K share registers of
-multipliers, one byte for each channel of a register, two bits for each four along K. Where the kernel of eight bits walks K in an order of its own
+Integers with multipliers, and those of two and three bits, are always taken apart so, to the bytes m q. Every 32 along K share registers of
+multipliers, three bytes for each channel of a register (`planes.coded`). Where the kernel of eight bits walks K in an order of its own
 (`chain`), they lie in that order, and each block tells how many chains it has of each form, and the number of each of their groups along K. Where it
 lies in the window, which the kernel's header says, is the same for all blocks:
 
@@ -33,8 +33,8 @@ from qcompiler.ir.integer import IntConv
 from qcompiler.ir.ops import const_data
 from qcompiler.ir.types import DType
 from qcompiler.passes.partition import Step
-from qcompiler.passes.weight_grid import CODED, multipliers_of
 from qcompiler.passes.weight_grid import GROUP as MULTIPLE
+from qcompiler.passes.weight_grid import SIGNED, bytes_of_multipliers, multipliers_of
 
 from .chain import WORD, header_bytes
 
@@ -50,6 +50,8 @@ NUMBER = 2
 MOST_GROUPS = (1 << 8 * NUMBER) - 1
 STEP = 16
 """Bytes of K in the longest step of a form."""
+LEAST = -8
+"""Integer of a nibble without multipliers."""
 UNDER_NIBBLES = (2, 3)
 """Bits of integers that kernels of nibbles would not keep small."""
 
@@ -76,7 +78,11 @@ class Part:
     @property
     def shared(self) -> int:
         """Groups of K that share bytes of multipliers."""
-        return CODED // self.dot.group
+        return SIGNED // self.dot.group
+
+    def multipliers(self, groups: int) -> int:
+        """Bytes of the multipliers of a channel, of so many groups."""
+        return bytes_of_multipliers(groups * self.dot.group)
 
     def channels(self, target: Target) -> int:
         """In a register."""
@@ -112,7 +118,7 @@ class Part:
             return Before(0, self.header, self.header, self.header + self.packed(self.depth) * target.vector_bytes)
         (whole, rest), table = self.units, WORD * self.forms
         multipliers = _lines(table + NUMBER * self.depth) if self.forms else 0
-        weights = multipliers + _lines(-(-self.depth // self.shared) * self.count * self.channels(target))
+        weights = multipliers + _lines(self.multipliers(self.depth) * self.count * self.channels(target))
         return Before(table, multipliers, weights, weights + (whole * self.packed(self.unit) + self.packed(rest)) * target.vector_bytes)
 
     @property
@@ -187,7 +193,7 @@ def _blocks(weights: bytes, parts: tuple[Part, ...], target: Target) -> Iterator
 def _pack_block(block: NDArray[np.int8], part: Part, target: Target) -> bytes:
     header, registers = block[: part.header], block[part.header :].reshape(part.depth, part.count, target.vector_bytes)
     if part.bits is None:
-        return header.tobytes() + planes.pack(registers.reshape(part.registers, -1), nibbles.BITS).tobytes()
+        return header.tobytes() + planes.pack((registers.reshape(part.registers, -1) - LEAST).astype(np.uint8), nibbles.BITS).tobytes()
     before, (multipliers, q) = part.before(target), _divided(registers, part, target)
     numbers = np.argsort(np.argsort(_window(header, part))).astype(np.uint16)
     table = header[: WORD * part.forms].tobytes() + numbers.tobytes() if part.window else b""
@@ -202,15 +208,15 @@ def _window(header: NDArray[np.int8], part: Part) -> NDArray[np.int32]:
     return header[: part.header].view(np.int32)[part.forms : part.forms + part.depth]
 
 
-def _divided(registers: NDArray[np.int8], part: Part, target: Target) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
-    """Bytes of multipliers [shared groups, count, channels] and what is left of registers [depth, count, bytes]."""
+def _divided(registers: NDArray[np.int8], part: Part, target: Target) -> tuple[NDArray[np.int8], NDArray[np.uint8]]:
+    """Bytes of multipliers [bytes of a channel, count, channels] and what is stored of registers [depth, count, bytes]."""
     channel, element = _bytes_of_register(part.dot, target)
     places = np.lexsort((element, channel)).reshape(part.channels(target), -1)
     rows = registers[..., places].transpose(1, 2, 0, 3).reshape(part.count, len(places), -1)  # [count, channels, K]
     assert part.bits is not None
     m = multipliers_of(rows, part.bits)
     whole = np.repeat(m, MULTIPLE, 2)[..., : rows.shape[2]].reshape(part.count, len(places), part.depth, -1).transpose(2, 0, 1, 3)
-    return planes.coded(m).transpose(2, 0, 1), (registers // whole[..., channel, element]).astype(np.int8)
+    return planes.coded(m).transpose(2, 0, 1), planes.positive(registers, whole[..., channel, element], part.bits)
 
 
 def _bytes_of_register(dot: Dot, target: Target) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -263,7 +269,7 @@ def _emit_nibbles(k: Kernel, part: Part, packed: Ptr, unpacked: Ptr) -> None:
 
     def pair(packed: Ptr, unpacked: Ptr, count: int) -> None:
         for n, q in enumerate(planes.load(k, packed, nibbles.BITS, count)):
-            k.store(unpacked + n * size, planes.signed(k, q, nibbles.BITS))
+            k.store(unpacked + n * size, q - k.splat(-LEAST, 8))
 
     if part.header:
         with k.loop(part.header // size) as (i, _):
@@ -287,7 +293,7 @@ def _emit_multiples(k: Kernel, part: Part, bits: int, window: Ptr, packed: Ptr, 
             number = k.load_index(packed + table + i * (NUMBER * part.unit) + g * NUMBER, 8 * NUMBER)
             k.store_index(unpacked + table + i * (WORD * part.unit) + g * WORD, k.load_index(window + number * WORD))
         registers = planes.load(k, packed + before.weights + i * (part.packed(part.unit) * size), bits, groups * part.count)
-        at = packed + before.multipliers + i * (part.unit // part.shared * codes)
+        at = packed + before.multipliers + i * (part.multipliers(part.unit) * codes)
         _emit_unit(k, part, bits, registers, at, unpacked + part.header + i * (part.unit * part.count * size))
 
     whole, rest = part.units
@@ -302,9 +308,10 @@ def _emit_unit(k: Kernel, part: Part, bits: int, registers: Sequence[Val], at: P
     """Registers, `count` of each group, to `out`, times the multipliers whose bytes are `at`."""
     size, count, channels = k.target.vector_bytes, part.count, part.channels(k.target)
     channel, element = _bytes_of_register(part.dot, k.target)
-    shared = -(-len(registers) // (count * part.shared))
-    codes = [k.permute(k.load_lanes(at + c * channels, 8, channels), channel.tolist()) for c in range(shared * count)]
+    codes = range(part.multipliers(len(registers) // count) * count)
+    multipliers = [k.permute(k.load_lanes(at + c * channels, 8, channels), channel.tolist()) for c in codes]
     for n, q in enumerate(registers):
         g, c = divmod(n, count)
-        multiplier = ((g % part.shared * part.dot.group + element) // MULTIPLE).tolist()
-        k.store(out + n * size, planes.multiply(k, q, bits, codes[g // part.shared * count + c], multiplier))
+        signs, magnitudes = (multipliers[place * count + c] for place in planes.places_of(g * part.dot.group))
+        own = (g % part.shared * part.dot.group + element) // MULTIPLE
+        k.store(out + n * size, planes.multiply(k, q, bits, signs, magnitudes, own.tolist()))

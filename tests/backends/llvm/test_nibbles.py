@@ -16,11 +16,11 @@ from qcompiler.backends.llvm.target import TARGETS
 SAME = ((1, 1), (1, 1))
 
 
-def compiled(target: str, reach: int, pixels: int, most: int = 1) -> ObjectCode:
+def compiled(target: str, reach: int, pixels: int) -> ObjectCode:
     """A dense layer and a convolution of 3 x 3, of so many pixels."""
     b = Builder()
-    x = b.conv(b.input(1, 1, pixels, 256), 192, reach=reach, most=most)
-    return compile_object(b.graph(b.conv(x, 130, (3, 3), pads=SAME, reach=reach, most=most)), TARGETS[target])
+    x = b.conv(b.input(1, 1, pixels, 256), 192, reach=reach)
+    return compile_object(b.graph(b.conv(x, 130, (3, 3), pads=SAME, reach=reach)), TARGETS[target])
 
 
 @pytest.mark.parametrize("target", TARGETS)

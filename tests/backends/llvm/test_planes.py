@@ -17,39 +17,39 @@ from qcompiler.backends.llvm.lower import ObjectCode, compile_object
 from qcompiler.backends.llvm.target import TARGETS
 from qcompiler.ir.types import Quantization
 from qcompiler.passes.quantize_weights import quantize_weights
-from qcompiler.passes.weight_grid import ends_of, multipliers_of
+from qcompiler.passes.weight_grid import bytes_of_multipliers, ends_of, multipliers_of
 
 SAME = ((1, 1), (1, 1))
 BITS = (2, 3, 4)
 
 
-def compiled(target: str, bits: int, pixels: int, most: int) -> ObjectCode:
+def compiled(target: str, multiples: int | None, pixels: int) -> ObjectCode:
     """A dense layer and a convolution of 3 x 3, of so many pixels."""
-    b, reach = Builder(), ends_of(bits)[1]
-    x = b.conv(b.input(1, 1, pixels, 256), 192, reach=reach, most=most)
-    return compile_object(b.graph(b.conv(x, 130, (3, 3), pads=SAME, reach=reach, most=most)), TARGETS[target])
+    b = Builder()
+    x = b.conv(b.input(1, 1, pixels, 256), 192, multiples=multiples)
+    return compile_object(b.graph(b.conv(x, 130, (3, 3), pads=SAME, multiples=multiples)), TARGETS[target])
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("pixels", [1, 40])
-def test_integers_take_their_bits_and_half_a_bit_for_multipliers(target: str, pixels: int, bits: int) -> None:
+def test_integers_take_their_bits_and_three_quarters_of_one_for_multipliers(target: str, pixels: int, bits: int) -> None:
     """And sometimes a little less: where weights of eight bits have a header for each block, these have half of one."""
-    wide, narrow = (compiled(target, *kind) for kind in ((8, pixels, 1), (bits, pixels, 4)))
+    wide, narrow = (compiled(target, multiples, pixels) for multiples in (None, bits))
     weights = 256 * 192 + 9 * 192 * 130
     saved = (wide.interface.weights_size - narrow.interface.weights_size) / weights
-    assert -0.01 < saved - (7.5 - bits) / 8 < 0.08
+    assert -0.01 < saved - (7.25 - bits) / 8 < 0.08
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("c", "bits"), [(16, 4), (40, 2), (40, 3), (64, 4)])
 def test_integers_with_multipliers_are_exact(target: str, c: int, bits: int) -> None:
     """Whole bytes of multipliers along K and a rest; one pixel and several; blocks that are not full; reference and kernel to the bit."""
-    b, reach = Builder(), ends_of(bits)[1]
-    made = [b.conv(b.input(1, 1, pixels, c), n, reach=reach, most=4) for pixels in (1, 9) for n in (5, 37, 130)]
+    b = Builder()
+    made = [b.conv(b.input(1, 1, pixels, c), n, multiples=bits) for pixels in (1, 9) for n in (5, 37, 130)]
     made += [
-        b.conv(b.input(1, 5, 6, 48), 37, (3, 3), pads=SAME, reach=reach, most=4),
-        b.conv(b.input(1, 7, 8, c + 1), 70, strides=(2, 2), reach=reach, most=4),
+        b.conv(b.input(1, 5, 6, 48), 37, (3, 3), pads=SAME, multiples=bits),
+        b.conv(b.input(1, 7, 8, c + 1), 70, strides=(2, 2), multiples=bits),
     ]
     graph = b.graph(*made)
     program, feeds = KernelProgram(graph, here(target)), b.feeds()
@@ -64,8 +64,7 @@ def test_integers_with_multipliers_are_exact(target: str, c: int, bits: int) -> 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("count", [1, 2, 5, 8, 16])
 def test_every_register_has_its_field(bits: int, count: int) -> None:
-    low, high = ends_of(bits)
-    q = np.random.default_rng(count).integers(low, high + 1, (3, count, 32)).astype(np.int8)
+    q = np.random.default_rng(count).integers(1 << bits, size=(3, count, 32)).astype(np.uint8)
     packed = planes.pack(q, bits)
     assert packed.shape == (3, planes.registers(bits, count), 32)
     found, at = np.zeros(q.shape, np.int64), 0
@@ -74,21 +73,30 @@ def test_every_register_has_its_field(bits: int, count: int) -> None:
             register = packed[:, at + i // plane.fields].view(np.uint8).astype(np.int64)
             found[:, i] += (register >> plane.width * (i % plane.fields)) % (1 << plane.width) << plane.place
         at += plane.registers(count)
-    np.testing.assert_array_equal(found + low, q)
+    np.testing.assert_array_equal(found, q)
 
 
 def test_what_is_a_multiple() -> None:
-    w = np.random.default_rng(1).integers(-7, 8, (5, 3, 3, 16)).astype(np.int8)
-    assert planes.bits_of_multiples(w) == planes.bits_of_multiples(w * 4) == 4
-    assert planes.bits_of_multiples(w * 5) is None
-    assert planes.bits_of_multiples(np.clip(w, -4, 3) * 3) == 3
-    assert planes.bits_of_multiples(np.clip(w, -2, 1) * 4) == 2
-    for second, bits in ((2, 4), (3, None)):
-        w[2, 0, 0, :4] = 8, second, 0, 0
+    low, high = ends_of(4)
+    w = np.random.default_rng(1).integers(low, high + 1, (5, 3, 3, 16)).astype(np.int8)
+    assert [planes.bits_of_multiples(w * m) for m in (1, 4, -3, 5)] == [4, 4, 4, None]
+    assert planes.bits_of_multiples(np.clip(w, *ends_of(3)) * 3) == 3
+    assert planes.bits_of_multiples(np.clip(w, *ends_of(2)) * -4) == 2
+    for second, bits in ((-4, 4), (-3, None)):
+        w[2, 0, 0, :4] = 20, second, 0, 0
         assert planes.bits_of_multiples(w) == bits
     assert planes.bits_of_multiples(np.zeros((5, 3, 3, 17), np.int8)) is None
-    assert multipliers_of(np.array([[6, -9, 0, 15, -32, 8, 28, 4, 8, 1, 0, 0, -8, 7, 0, 0]]), 4).tolist() == [[3, 4, 0, 1]]
-    assert planes.coded(np.array([[1, 4, 3, 2, 2]])).tolist() == [[0b01101100, 0b01]]
+    rows = np.array([[6, -9, 0, 15, -40, 8, 20, 4, 6, 1, 0, 0, -7, 10, 0, 0, -10, 5, 0, 0, 40, -20, 4, 0]])
+    assert multipliers_of(rows, 4).tolist() == [[3, 4, -1, 0, 1, -4]]
+
+
+def test_bytes_of_multipliers_follow_weights_along_k() -> None:
+    """Signs of eight before magnitudes of four and of four; of a rest as many as it takes."""
+    m = np.array([[1, -4, 3, 2, 2, -1, -1, 4, -3, 1]])
+    assert planes.coded(m).view(np.uint8).tolist() == [[0b01100010, 0b01101100, 0b11000001, 0b1, 0b0010]]
+    for n in (1, 2, 4, 5, 8, 9, 12, 16, 17):
+        assert planes.coded(np.ones((3, n), int)).shape == (3, bytes_of_multipliers(n * GROUP))
+    assert [planes.places_of(k) for k in (0, 12, 16, 31, 32, 48)] == [(0, 1), (0, 1), (0, 2), (0, 2), (3, 4), (3, 5)]
 
 
 def test_numbers_of_groups_fit_in_their_bytes() -> None:
