@@ -239,6 +239,30 @@ def test_torch_stores_values_as_the_interpreter_does_and_derives_within_the_rang
     np.testing.assert_array_equal(seen.grad.numpy(), within)
 
 
+@pytest.mark.parametrize("clip", [Clip(0.0), Clip(0.0, 2.0), Clip(-1.5, 9.0)])
+def test_what_is_clipped_and_stored_is_clipped_once(clip: Clip) -> None:
+    """Behind a dense layer: values and derivatives as of one after the other."""
+    found = torch_network.import_torch()
+    if found is None:
+        pytest.skip(torch_network.MISSING)
+    torch = found[0]
+    b = Build()
+    stored = TensorType((1, 4, 4, 6), DType.i8, Quantization((0.031,), (-40,), bits=8))
+    clipped = b.op(clip, b.conv(b.input(1, 4, 4, 8), 6))
+    g = graph_of(b.op(Dequantize(), b.op(Quantize(stored), clipped)))
+    sample = np.random.default_rng(0).normal(scale=3, size=(1, 4, 4, 8)).astype(np.float32)
+    network = torch_network.TorchNetwork(g, *found, {"x": sample})
+    w, bias = (torch.tensor(i.op.data) for i in clipped.inputs[0].inputs[1:])
+    bias.requires_grad_()
+    y = network({"x": torch.tensor(sample)}, {clipped.inputs[0].name: (w, bias)})
+    y.sum().backward()
+    np.testing.assert_allclose(y.detach().numpy(), evaluate(g, {"x": sample})[g.outputs[0]], rtol=1e-5, atol=1e-5)
+    before = evaluate(graph_of(clipped.inputs[0]), {"x": sample})[clipped.inputs[0]]
+    within = (before > max(clip.lo, (-128 + 40) * 0.031)) & (before < min(clip.hi, (127 + 40) * 0.031))
+    assert 0 < within.sum() < within.size
+    np.testing.assert_array_equal(bias.grad.numpy(), within.sum((0, 1, 2)))
+
+
 def test_torch_clips_integers_without_a_bound() -> None:
     found = torch_network.import_torch()
     if found is None:
