@@ -1,6 +1,6 @@
 """Latency of every layer in every width, on a target: measured where it runs here, counted in an emulated CPU, or modelled.
 
-    measured     medians of the profiling build (`profile.py`)
+    measured     medians of the profiling build (`profile.py`), all widths in turns
     counted      instructions between two time stamps of the profiling build under unicorn, divided by RATE
     modelled     `cost.nanoseconds` of each action of the memory plan
 
@@ -11,7 +11,7 @@ weights, whose time hardly depends on the choice, are the table's `other` (their
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -29,20 +29,22 @@ from .passes.pipeline import Quantized
 from .passes.plan_memory import Run, plan_memory
 from .passes.precision.costs import Latencies, weight_bytes
 from .passes.precision.simulate import weighted_layers
-from .profile import profile
+from .profile import times_in_turns
 from .report import Feeds
 from .runtime.cpu import cpu_name
 
 RATE = 2.5
 """Instructions per nanosecond: a core of 2.5 GHz that ends one per cycle, such as a Cortex-A76 in dense loops."""
 SECONDS = 0.5
+"""Of calls, for each width."""
 Times = Mapping[str, float]
 """Milliseconds by the names of steps' results."""
 
 
 def layer_latencies(made: Mapping[int, Quantized], target: Target, feeds: Feeds) -> Latencies:
     """The table of a network that is given with its weights in every width; `feeds` are one sample."""
-    tables = [_by_layer(q, times_of(q.integer_graph, target, feeds)) for q in made.values()]
+    times = times_of([q.integer_graph for q in made.values()], target, feeds)
+    tables = [_by_layer(q, t) for q, t in zip(made.values(), times, strict=True)]
     graph = next(iter(made.values()))
     arena = max(plan_memory(q.integer_graph, partition(q.integer_graph), scratch_of(target)).arena_size for q in made.values())
     layers = {v.name: tuple(t[v.name] for t, _ in tables) for v in weighted_layers(graph.float_graph)}
@@ -58,11 +60,11 @@ def how(target: Target) -> str:
     return f"counted instructions, {RATE} per nanosecond" if _counts(target) else "modelled"
 
 
-def times_of(graph: Graph, target: Target, feeds: Feeds) -> Times:
-    """Milliseconds of each kernel of the integer `graph`; movement that belongs to none is under its own label."""
+def times_of(graphs: Sequence[Graph], target: Target, feeds: Feeds) -> Sequence[Times]:
+    """Milliseconds of each kernel of integer graphs; movement that belongs to none is under its own label."""
     if target.runs_here:
-        return {x.name: x.milliseconds for x in profile(graph, target, feeds, SECONDS).layers}
-    return counted(graph, target) if _counts(target) else modelled(graph, target)
+        return times_in_turns(graphs, target, feeds, SECONDS)
+    return [counted(g, target) if _counts(target) else modelled(g, target) for g in graphs]
 
 
 def _counts(target: Target) -> bool:

@@ -7,8 +7,9 @@ roofline    = max(operations / peak, bytes / bandwidth)   the least time there i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from time import perf_counter_ns
 from typing import Any
 
@@ -28,7 +29,7 @@ from .passes.partition import Step, partition
 from .report import Feeds, describe, macs
 from .runtime.cpu import cpu_name
 
-WARM_UP, AT_LEAST = 3, 11
+WARM_UP, AT_LEAST, BURST = 3, 11, 4
 
 
 @dataclass(frozen=True)
@@ -124,28 +125,66 @@ def profile(graph: Graph, target: Target, feeds: Feeds, seconds: float = 1.0, st
     if not target.runs_here:
         raise UsageError(f"expected a target that this CPU runs, found '{target.name}'; profile with --target host")
     kernels = partition(graph) if steps is None else tuple(steps)
-    code = compile_profiled(graph, target, steps=kernels)
-    image = flatten(code.object)
-    program = runtime.Program.of_image(code.interface, image.data, image.entries)
-    times, peak = _medians(program, PeakMeter(target), feeds, seconds)
-    bandwidth = read_gbs(target)
+    timed, meter, peaks = Timed.of(graph, target, feeds, kernels), PeakMeter(target), list[float]()
+    _take_turns([lambda: peaks.append(meter.measure()), timed.call], seconds)
+    peak, bandwidth, times = float(np.median(peaks)), read_gbs(target), timed.medians()
     found = {s.result.name: s for s in kernels}
-    layers = (_layer(name, launches, t, found.get(name), peak, bandwidth) for name, launches, t in _grouped(code.launches, times))
+    layers = (_layer(name, launches, t, found.get(name), peak, bandwidth) for name, launches, t in _grouped(timed.launches, times))
     return Profile(cpu_name(), target.name, peak, bandwidth, float(times.sum()), tuple(layers))
 
 
-def _medians(program: runtime.Program, meter: PeakMeter, feeds: Feeds, seconds: float) -> tuple[NDArray[np.float64], float]:
-    """(median milliseconds of every launch, median of the peak), taking turns: the clock of a core changes with its neighbours."""
-    for _ in range(WARM_UP):
-        program.run(feeds)
-    stamps, clock, peaks, end = list[NDArray[np.int64]](), list[int](), list[float](), perf_counter_ns() + int(seconds * 1e9)
-    while perf_counter_ns() < end or len(stamps) < AT_LEAST:
-        peaks.append(meter.measure())
-        clock.append(perf_counter_ns())
-        stamps.append(program.run(feeds)[STAMPS])
-    rows = np.stack(stamps)
-    ticks = (rows[-1, 0] - rows[0, 0]) / (clock[-1] - clock[0])
-    return np.asarray(np.median(np.diff(rows, axis=1), axis=0) / ticks / 1e6), float(np.median(peaks))
+def times_in_turns(graphs: Sequence[Graph], target: Target, feeds: Feeds, seconds: float) -> Sequence[Mapping[str, float]]:
+    """Milliseconds by label of the kernels of integer graphs, which take turns for `seconds` each, so that they can be compared.
+
+    A turn is `BURST` calls, most of which find the program in the caches as it left them.
+    """
+    made = [Timed.of(g, target, feeds, partition(g)) for g in graphs]
+    _take_turns([partial(x.call, BURST) for x in made], seconds * len(made))
+    return [{name: t for name, _, t in _grouped(x.launches, x.medians())} for x in made]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A profiling build on this machine, and what its calls took so far."""
+
+    program: runtime.Program
+    launches: Sequence[Launch]
+    feeds: Feeds
+    stamps: list[NDArray[np.int64]] = field(default_factory=list)
+    """Ticks of the time stamp counter, from each call."""
+    clock: list[int] = field(default_factory=list)
+    """Nanoseconds, before each call."""
+
+    @classmethod
+    def of(cls, graph: Graph, target: Target, feeds: Feeds, steps: Sequence[Step]) -> Timed:
+        """Compiled and warm."""
+        code = compile_profiled(graph, target, steps=steps)
+        image = flatten(code.object)
+        program = runtime.Program.of_image(code.interface, image.data, image.entries)
+        for _ in range(WARM_UP):
+            program.run(feeds)
+        return cls(program, code.launches, feeds)
+
+    def call(self, times: int = 1) -> None:
+        """Run once more, or so many times."""
+        for _ in range(times):
+            self.clock.append(perf_counter_ns())
+            self.stamps.append(self.program.run(self.feeds)[STAMPS])
+
+    def medians(self) -> NDArray[np.float64]:
+        """Milliseconds of every launch."""
+        rows = np.stack(self.stamps)
+        ticks = (rows[-1, 0] - rows[0, 0]) / (self.clock[-1] - self.clock[0])
+        return np.asarray(np.median(np.diff(rows, axis=1), axis=0) / ticks / 1e6)
+
+
+def _take_turns(calls: Sequence[Callable[[], None]], seconds: float) -> None:
+    """Over and over, for the clock of a core changes with its neighbours."""
+    turns, end = 0, perf_counter_ns() + int(seconds * 1e9)
+    while perf_counter_ns() < end or turns < AT_LEAST:
+        for call in calls:
+            call()
+        turns += 1
 
 
 def _grouped(launches: Sequence[Launch], times: NDArray[np.float64]) -> Iterable[tuple[str, list[Launch], float]]:

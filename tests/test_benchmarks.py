@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from float_graphs import Build, graph_of
 from onnx import helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.compare import OURS, markdown, mean_gain, summarized, worker
+from benchmarks.few_bits import layers_of, network_row
 from benchmarks.instructions import countable
 from benchmarks.lost import Lost, differences, expected, summary
 from benchmarks.measure import all_equal, options_for
@@ -200,3 +202,17 @@ def test_draws_are_summed_up():
         "0.5000",
         "10",
     ]
+
+
+def test_deep_layers_of_several_pixels_are_told():
+    b = Build()
+    shallow = b.conv(b.input(1, 4, 4, 8), 32, kernel=3, pads=((1, 1), (1, 1)))
+    deep = b.conv(shallow, 32, kernel=3, pads=((1, 1), (1, 1)))
+    depthwise = b.conv(deep, 32, kernel=3, groups=32)
+    one = b.conv(depthwise, 256, kernel=2)
+    assert layers_of(graph_of(one)) == {deep.name: 16}
+
+
+def test_a_network_is_compared_layer_by_layer_and_in_sum():
+    times = {"a": (2.0, 1.0), "b": (3.0, 2.0), "c": (1.0, 1.0)}
+    assert network_row("n", times, {"a": 49, "b": 49, "c": 196}) == "| n | 3 | 6.00 | 4.00 | 1.50 | 196: 1.00 to 1.00, 49: 1.50 to 2.00 |"

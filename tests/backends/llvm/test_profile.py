@@ -17,7 +17,7 @@ from qcompiler.backends.llvm.profile import STAMPS, compile_profiled
 from qcompiler.backends.llvm.target import TARGETS, host_target
 from qcompiler.errors import UsageError
 from qcompiler.ir.integer import IntConv, IntMatMul
-from qcompiler.profile import profile
+from qcompiler.profile import profile, times_in_turns
 from qcompiler.runtime import Program as Executable
 
 NETWORK = Path(__file__).parents[3] / "models" / "digits_resnet.onnx"
@@ -66,6 +66,13 @@ def test_every_step_is_in_the_profile(program, feeds):
     conv = next(x for x in found.layers if x.operator == "IntConv 3x3")
     assert conv.intensity == 2 * conv.macs / conv.nbytes
     assert found.as_dict()["layers"][0]["name"] == found.layers[0].name
+
+
+def test_programs_in_turns_are_told_by_the_same_labels(program, feeds):
+    twice = times_in_turns([program.graph, program.graph], program.target, feeds, seconds=0.01)
+    labels = {x.name for x in program.profile(feeds, seconds=0.01).layers}
+    assert [x.keys() for x in twice] == [labels, labels]
+    assert all(t >= 0 for x in twice for t in x.values())
 
 
 def test_layers_slower_than_float_are_named(program, feeds):
