@@ -143,6 +143,15 @@ def _with_precision(options: Options, precision: str | Plan | None) -> Options:
     return replace(options, weight_bits=bits.weights, activation_bits=bits.activations)
 
 
+def _missing(goal: Goal | None, calibration: Batches | None) -> str:
+    """What an automatic choice lacks, and where it comes from."""
+    if calibration is None:
+        return "calibration data, to measure what fewer bits cost; give --calib (calibration=)"
+    if goal is None:
+        return "a greatest drop, size or latency; give max_drop=, max_bytes= or max_latency="
+    return "one shape of each input; give a single one, or a plan in a file"
+
+
 def _chosen(
     model: Model,
     forms: Sequence[Graph],
@@ -156,8 +165,7 @@ def _chosen(
 ) -> QuantizedModel:
     """The network in the precision that is best for `goal`."""
     if goal is None or len(forms) > 1 or calibration is None:
-        missing = "calibration data" if calibration is None else "a greatest drop, size or latency" if goal is None else "one shape of each input"
-        raise UsageError(f"precision 'auto' needs {missing}")
+        raise UsageError(f"precision 'auto' needs {_missing(goal, calibration)}")
     kept = _Kept(calibration)
 
     def measured(made: Mapping[int, Quantized]) -> Latencies:

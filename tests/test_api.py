@@ -56,6 +56,18 @@ def test_precisions_that_there_are_none_of() -> None:
         qcompiler.compile(MODEL, precision="w16a8")
 
 
+@pytest.mark.parametrize(
+    ("limit", "samples", "message"),
+    [
+        (1.0, None, "needs calibration data, .* give --calib"),
+        (None, [], "needs a greatest drop, size or latency; give max_drop=, max_bytes= or max_latency="),
+    ],
+)
+def test_what_an_automatic_choice_lacks_is_named(limit: float | None, samples: list[dict[str, np.ndarray]] | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        qcompiler.compile(MODEL, calibration=samples, precision="auto", max_drop=limit)
+
+
 def test_answers_have_16_bits() -> None:
     model = quantize_model(MODEL)
     program = build(model)

@@ -81,7 +81,9 @@ def test_what_cannot_be_is_said(run: Run, network: Path, calib: Path, arguments:
 
 
 def test_automatic_choice_needs_data(run: Run, network: Path) -> None:
-    assert "precision 'auto' needs calibration data" in failed(run(network, "--precision", "auto", "--max-drop", "1"), 2)
+    assert "precision 'auto' needs calibration data, to measure what fewer bits cost; give --calib" in failed(
+        run(network, "--precision", "auto", "--max-drop", "1"), 2
+    )
 
 
 def test_latency_is_estimated_once_and_the_choice_drawn(run: Run, network: Path, calib: Path, tmp_path: Path) -> None:
