@@ -12,8 +12,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
-from time import perf_counter
+from functools import partial
 
 import click
 import numpy as np
@@ -29,6 +28,7 @@ from qcompiler.latency import layer_latencies
 from qcompiler.passes.pipeline import Options
 from qcompiler.passes.precision.plan import Plan, Precision
 from qcompiler.passes.precision.simulate import weighted_layers
+from qcompiler.runtime.bench import compare
 from qcompiler.runtime.cpu import cpu_name
 
 LAYERS = [
@@ -39,7 +39,7 @@ LAYERS = [
 ]
 """Pixels, K, N."""
 BITS = (8, 4)
-CALIBRATION, SECONDS, LEAST = 8, 1.0, 30
+CALIBRATION, SECONDS = 8, 1.0
 NETWORK_CALIBRATION, DEEP = 32, 256
 
 
@@ -63,16 +63,11 @@ def programs(pixels: int, k: int, n: int, target: str) -> list[Program]:
 def milliseconds(made: list[Program]) -> list[float]:
     """Medians of calls in turns."""
     feeds = [{t.name: np.ones(t.shape, np.int8) for t in p.interface.inputs} for p in made]
-    times, end = [list[float]() for _ in made], perf_counter() + SECONDS
-    while perf_counter() < end or len(times[0]) < LEAST:
-        for p, x, found in zip(made, feeds, times):
-            start = perf_counter()
-            p.run_integer(x)
-            found.append(perf_counter() - start)
-    return [1e3 * float(np.median(found)) for found in times]
+    calls = {str(bits): partial(p.run_integer, x) for bits, p, x in zip(BITS, made, feeds, strict=True)}
+    return [found.median for found in compare(calls, SECONDS / len(calls)).values()]
 
 
-def layers_of(graph: Graph) -> dict[str, int]:
+def deep_layers(graph: Graph) -> dict[str, int]:
     """Pixels of the dense layers of a float network that have several, and K of at least `DEEP`, by name."""
     dense = (v for v in weighted_layers(graph) if isinstance(v.op, Conv) and v.op.groups == 1)
     pixels = {v.name: math.prod(v.shape[:-1]) for v in dense if math.prod(v.inputs[1].shape[1:]) >= DEEP}
@@ -82,10 +77,10 @@ def layers_of(graph: Graph) -> dict[str, int]:
 def network(name: str, target: Target) -> str:
     """A row of a network."""
     task = TASKS[name]
-    samples = list(islice(task.load().calibration, NETWORK_CALIBRATION))
+    samples = task.load().calibration[:NETWORK_CALIBRATION]
     made = {b: quantize_model(task.path, samples, options=Options(plan=Plan(default=Precision(b, 8)), distill=False)) for b in BITS}
     times = layer_latencies({b: q.graphs for b, q in made.items()}, target, made[8].samples[0]).layers
-    pixels = layers_of(made[8].graphs.float_graph)
+    pixels = deep_layers(made[8].graphs.float_graph)
     return network_row(name, {layer: times[layer] for layer in pixels}, pixels)
 
 

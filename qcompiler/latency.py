@@ -63,7 +63,7 @@ def how(target: Target) -> str:
 def times_of(graphs: Sequence[Graph], target: Target, feeds: Feeds) -> Sequence[Times]:
     """Milliseconds of each kernel of integer graphs; movement that belongs to none is under its own label."""
     if target.runs_here:
-        return times_in_turns(graphs, target, feeds, SECONDS)
+        return times_in_turns([(g, target) for g in graphs], feeds, SECONDS)
     return [counted(g, target) if _counts(target) else modelled(g, target) for g in graphs]
 
 

@@ -7,9 +7,8 @@ roofline    = max(operations / peak, bytes / bandwidth)   the least time there i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from time import perf_counter_ns
 from typing import Any
 
@@ -27,9 +26,11 @@ from .ir.graph import Graph
 from .ir.ops import Const
 from .passes.partition import Step, partition
 from .report import Feeds, describe, macs
+from .runtime.bench import WARM_UP, take_turns
 from .runtime.cpu import cpu_name
 
-WARM_UP, AT_LEAST, BURST = 3, 11, 4
+AT_LEAST = 11
+"""Calls whose median is told."""
 
 
 @dataclass(frozen=True)
@@ -122,24 +123,22 @@ class Profile:
 
 def profile(graph: Graph, target: Target, feeds: Feeds, seconds: float = 1.0, steps: Sequence[Step] | None = None) -> Profile:
     """Times of the kernels of the integer `graph` on this machine; UsageError where the target does not run here."""
-    if not target.runs_here:
-        raise UsageError(f"expected a target that this CPU runs, found '{target.name}'; profile with --target host")
     kernels = partition(graph) if steps is None else tuple(steps)
     timed, meter, peaks = Timed.of(graph, target, feeds, kernels), PeakMeter(target), list[float]()
-    _take_turns([lambda: peaks.append(meter.measure()), timed.call], seconds)
+    take_turns([lambda: peaks.append(meter.measure()), timed.call], seconds, AT_LEAST)
     peak, bandwidth, times = float(np.median(peaks)), read_gbs(target), timed.medians()
     found = {s.result.name: s for s in kernels}
     layers = (_layer(name, launches, t, found.get(name), peak, bandwidth) for name, launches, t in _grouped(timed.launches, times))
     return Profile(cpu_name(), target.name, peak, bandwidth, float(times.sum()), tuple(layers))
 
 
-def times_in_turns(graphs: Sequence[Graph], target: Target, feeds: Feeds, seconds: float) -> Sequence[Mapping[str, float]]:
-    """Milliseconds by label of the kernels of integer graphs, which take turns for `seconds` each, so that they can be compared.
+def times_in_turns(builds: Iterable[tuple[Graph, Target]], feeds: Feeds, seconds: float) -> list[dict[str, float]]:
+    """Milliseconds by label of the kernels of integer graphs on targets that run here; programs take turns for `seconds` each, so that they compare.
 
-    A turn is `BURST` calls, most of which find the program in the caches as it left them.
+    The first call of a turn does not count: caches and predictors belong to the previous program.
     """
-    made = [Timed.of(g, target, feeds, partition(g)) for g in graphs]
-    _take_turns([partial(x.call, BURST) for x in made], seconds * len(made))
+    made = [Timed.of(graph, target, feeds, partition(graph)) for graph, target in builds]
+    take_turns([call for x in made for call in (x.run, x.call)], seconds * len(made))
     return [{name: t for name, _, t in _grouped(x.launches, x.medians())} for x in made]
 
 
@@ -157,34 +156,30 @@ class Timed:
 
     @classmethod
     def of(cls, graph: Graph, target: Target, feeds: Feeds, steps: Sequence[Step]) -> Timed:
-        """Compiled and warm."""
+        """Compiled and warm. UsageError where the target does not run here."""
+        if not target.runs_here:
+            raise UsageError(f"expected a target that this CPU runs, found '{target.name}'; profile with --target host")
         code = compile_profiled(graph, target, steps=steps)
         image = flatten(code.object)
-        program = runtime.Program.of_image(code.interface, image.data, image.entries)
+        timed = cls(runtime.Program.of_image(code.interface, image.data, image.entries), code.launches, feeds)
         for _ in range(WARM_UP):
-            program.run(feeds)
-        return cls(program, code.launches, feeds)
+            timed.run()
+        return timed
 
-    def call(self, times: int = 1) -> None:
-        """Run once more, or so many times."""
-        for _ in range(times):
-            self.clock.append(perf_counter_ns())
-            self.stamps.append(self.program.run(self.feeds)[STAMPS])
+    def run(self) -> NDArray[np.int64]:
+        """The stamps of a call that is not kept."""
+        return self.program.run(self.feeds)[STAMPS]
+
+    def call(self) -> None:
+        """Run once more."""
+        self.clock.append(perf_counter_ns())
+        self.stamps.append(self.run())
 
     def medians(self) -> NDArray[np.float64]:
         """Milliseconds of every launch."""
         rows = np.stack(self.stamps)
         ticks = (rows[-1, 0] - rows[0, 0]) / (self.clock[-1] - self.clock[0])
         return np.asarray(np.median(np.diff(rows, axis=1), axis=0) / ticks / 1e6)
-
-
-def _take_turns(calls: Sequence[Callable[[], None]], seconds: float) -> None:
-    """Over and over, for the clock of a core changes with its neighbours."""
-    turns, end = 0, perf_counter_ns() + int(seconds * 1e9)
-    while perf_counter_ns() < end or turns < AT_LEAST:
-        for call in calls:
-            call()
-        turns += 1
 
 
 def _grouped(launches: Sequence[Launch], times: NDArray[np.float64]) -> Iterable[tuple[str, list[Launch], float]]:

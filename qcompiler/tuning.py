@@ -13,27 +13,23 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import runtime
-from .backends.image import flatten
 from .backends.llvm.kernels.conv_plan import problem_of
 from .backends.llvm.kernels.table import scratch_of
 from .backends.llvm.kernels.tiles import Problem
 from .backends.llvm.kernels.tuned import candidates, key_of, text_of
-from .backends.llvm.launch import Launch
-from .backends.llvm.profile import STAMPS, compile_profiled
 from .backends.llvm.target import Target
 from .errors import UsageError
 from .ir.graph import Graph
 from .passes.partition import partition
 from .passes.plan_memory import Run, plan_memory
+from .profile import times_in_turns
 from .report import Feeds
 from .runtime.cpu import cpu_name
 
@@ -43,8 +39,6 @@ MARGIN = 0.03
 """How much less time another way must take than the model's choice."""
 SECONDS = 0.5
 """Of measurement for each way."""
-AT_LEAST = 7
-"""Rounds."""
 FORMAT = "qcompiler tiles 1"
 
 
@@ -101,7 +95,7 @@ def tune(graph: Graph, target: Target, feeds: Feeds, table: Table | None = None,
         return known
     ways = {key_of(p): candidates(p, TRIED) for p in missing.values()}
     tables = [Table(target.name, None, {**known.tiles, **{k: text_of(w[min(n, len(w) - 1)]) for k, w in ways.items()}}) for n in range(TRIED)]
-    times = _times(graph, [t.applied(target) for t in tables], feeds, seconds)
+    times = times_in_turns([(graph, t.applied(target)) for t in tables], feeds, seconds)
     found = {k: text_of(ways[k][best]) for k, best in _winners(times, missing, ways).items()}
     return Table(target.name, cpu_name(), {**known.tiles, **found})
 
@@ -118,28 +112,3 @@ def chosen(times: Sequence[float] | NDArray[np.float64]) -> int:
     """Which way to take: the fastest, if it is faster than the model's choice, the first, by more than noise."""
     best = int(np.argmin(times))
     return best if times[best] < (1 - MARGIN) * times[0] else 0
-
-
-def _times(graph: Graph, targets: Sequence[Target], feeds: Feeds, seconds: float) -> list[dict[str, float]]:
-    """Median ticks of every kernel, by its label, in the program for each of `targets`; the programs take turns."""
-    built = [_program(graph, target) for target in targets]
-    stamps: list[list[NDArray[np.int64]]] = [[] for _ in built]
-    end = perf_counter() + seconds * len(built)
-    while perf_counter() < end or len(stamps[0]) < AT_LEAST:
-        for (_, program), rows in zip(built, stamps, strict=True):
-            program.run(feeds)  # caches and predictors belong to the previous program
-            rows.append(program.run(feeds)[STAMPS])
-    return [_summed(launches, np.median(np.diff(np.stack(rows), axis=1), axis=0)) for (launches, _), rows in zip(built, stamps, strict=True)]
-
-
-def _program(graph: Graph, target: Target) -> tuple[tuple[Launch, ...], runtime.Program]:
-    code = compile_profiled(graph, target)
-    image = flatten(code.object)
-    return code.launches, runtime.Program.of_image(code.interface, image.data, image.entries)
-
-
-def _summed(launches: Iterable[Launch], ticks: NDArray[np.float64]) -> dict[str, float]:
-    total = defaultdict[str, float](float)
-    for launch, t in zip(launches, ticks, strict=True):
-        total[launch.label] += float(t)
-    return total

@@ -5,8 +5,9 @@ Where several programs are compared they take turns, so that a change of clock r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter_ns
 
 import numpy as np
@@ -46,14 +47,20 @@ def compare(calls: Mapping[str, Callable[[], object]], seconds: float = 1.0) -> 
         for _ in range(WARM_UP):
             call()
     times: dict[str, list[int]] = {name: [] for name in calls}
-    end = perf_counter_ns() + int(seconds * 1e9) * len(calls)
-    while perf_counter_ns() < end or any(len(t) < AT_LEAST for t in times.values()):
-        for name, call in calls.items():
-            times[name].append(_timed(call))
+    take_turns([partial(_time, call, times[name]) for name, call in calls.items()], seconds * len(calls))
     return {name: Latency.of(samples) for name, samples in times.items()}
 
 
-def _timed(call: Callable[[], object]) -> int:
+def take_turns(calls: Collection[Callable[[], object]], seconds: float, at_least: int = AT_LEAST) -> None:
+    """Call one after the other, over and over, for `seconds` in all and `at_least` times each."""
+    turns, end = 0, perf_counter_ns() + int(seconds * 1e9)
+    while perf_counter_ns() < end or turns < at_least:
+        for call in calls:
+            call()
+        turns += 1
+
+
+def _time(call: Callable[[], object], times: list[int]) -> None:
     start = perf_counter_ns()
     call()
-    return perf_counter_ns() - start
+    times.append(perf_counter_ns() - start)

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.compare import OURS, markdown, mean_gain, summarized, worker
-from benchmarks.few_bits import layers_of, network_row
+from benchmarks.few_bits import deep_layers, network_row
 from benchmarks.instructions import countable
 from benchmarks.lost import Lost, differences, expected, summary
 from benchmarks.measure import all_equal, options_for
@@ -204,13 +204,13 @@ def test_draws_are_summed_up():
     ]
 
 
-def test_deep_layers_of_several_pixels_are_told():
+def test_deep_deep_layers_several_pixels_are_told():
     b = Build()
     shallow = b.conv(b.input(1, 4, 4, 8), 32, kernel=3, pads=((1, 1), (1, 1)))
     deep = b.conv(shallow, 32, kernel=3, pads=((1, 1), (1, 1)))
     depthwise = b.conv(deep, 32, kernel=3, groups=32)
     one = b.conv(depthwise, 256, kernel=2)
-    assert layers_of(graph_of(one)) == {deep.name: 16}
+    assert deep_layers(graph_of(one)) == {deep.name: 16}
 
 
 def test_a_network_is_compared_layer_by_layer_and_in_sum():

@@ -94,7 +94,7 @@ def test_only_what_the_table_lacks_is_measured(monkeypatch: pytest.MonkeyPatch) 
     key = min(whole.tiles)
     part = replace(whole, tiles={k: v for k, v in whole.tiles.items() if k != key} | {"another network": "1*1:1x1u1c1"})
     assert set(tune(graph, target, feeds, part, seconds=0.0).tiles) == {*whole.tiles, "another network"}
-    monkeypatch.setattr("qcompiler.tuning._times", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("qcompiler.tuning.times_in_turns", lambda *_: pytest.fail("measured again"))
     assert tune(graph, target, feeds, whole) is whole
     absent = replace(target, name="absent", features=("no such feature",), by_meaning=False)
     assert tune(graph, absent, feeds).tiles == {}

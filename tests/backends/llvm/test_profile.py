@@ -69,7 +69,7 @@ def test_every_step_is_in_the_profile(program, feeds):
 
 
 def test_programs_in_turns_are_told_by_the_same_labels(program, feeds):
-    twice = times_in_turns([program.graph, program.graph], program.target, feeds, seconds=0.01)
+    twice = times_in_turns([(program.graph, program.target)] * 2, feeds, seconds=0.01)
     labels = {x.name for x in program.profile(feeds, seconds=0.01).layers}
     assert [x.keys() for x in twice] == [labels, labels]
     assert all(t >= 0 for x in twice for t in x.values())
